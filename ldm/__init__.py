@@ -1,0 +1,1 @@
+"""Subject-driven fine-tuning of Stable Diffusion models."""
