@@ -1,0 +1,238 @@
+"""Find, decode, orient and crop pictures; pictures to tensors and back."""
+
+import io
+import logging
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
+
+from ldm.errors import UserError
+
+log = logging.getLogger(__name__)
+
+Colour = tuple[int, int, int]
+Crop = Literal["center", "random"]
+Box = tuple[int, int, int, int]
+
+SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"])
+FORMATS = "JPEG, PNG, WebP, BMP, TIFF or GIF"
+TURNS = {  # EXIF orientation -> what makes the stored picture upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def is_mask(path: Path) -> bool:
+    """Whether this file is a mask (`*.mask.png`), which lies beside a picture and is none."""
+    return path.name.lower().endswith(".mask.png")
+
+
+def find_pictures(folder: Path | str) -> list[Path]:
+    """The pictures directly in `folder`, sorted by name; at least one.
+
+    A picture is a file with a known suffix, in either case, whose name starts with no dot. Masks,
+    captions (`x.txt` beside `x.png`) and subfolders are passed over; any other file is skipped and
+    named in one log line. Nothing is decoded here: see `check_pictures`.
+    Raises UserError where the folder is missing, unreadable or holds no picture.
+    """
+    folder = Path(folder)
+    try:
+        files = sorted(path for path in folder.iterdir() if not path.is_dir())
+    except FileNotFoundError:
+        raise UserError(f"picture folder {folder} does not exist: check the path") from None
+    except NotADirectoryError:
+        raise UserError(f"{folder} is a file: give the folder that holds the pictures") from None
+    except OSError as error:
+        raise UserError(f"picture folder {folder} cannot be read: {error.strerror}") from error
+    pictures = [path for path in files if _looks_like_picture(path)]
+    stems = {path.stem for path in pictures}
+    strays = [
+        path
+        for path in files
+        if not (path in pictures or is_mask(path) or (path.suffix == ".txt" and path.stem in stems))
+    ]
+    if not pictures:
+        found = f"it holds only {_listed(strays)}" if strays else "it holds no such file"
+        raise UserError(
+            f"no picture in {folder}: {found}. Put {FORMATS} files directly into it "
+            "(subfolders are not searched)"
+        )
+    if strays:
+        log.warning("skipped in %s, not a picture: %s", folder, _listed(strays))
+    return pictures
+
+
+def check_pictures(paths: Iterable[Path]) -> None:
+    """Decode every picture once; raises one UserError naming all those that are unreadable."""
+    problems = []
+    for path in paths:
+        try:
+            load_picture(path, short_side=1)
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+def load_picture(
+    path: Path | str, background: Colour = (255, 255, 255), short_side: int | None = None
+) -> Image.Image:
+    """Decode a picture (the first frame of several) to an upright RGB image, 8 bit per channel.
+
+    EXIF orientation and an embedded colour profile are obeyed; transparency is laid over
+    `background` (red, green, blue in 0..255); 16-bit values are scaled, not cut. With `short_side`
+    (pixels) a large JPEG is decoded at 1/2, 1/4 or 1/8 of its size, as long as its short side stays
+    at least twice that. Raises UserError naming a missing, damaged or unreadable file.
+    """
+    path = Path(path)
+    try:
+        with Image.open(path) as image:
+            if short_side is not None:
+                image.draft(None, (2 * short_side, 2 * short_side))  # JPEG only, otherwise nothing
+            image.load()
+            return _to_rgb(_upright(image, path), background)
+    except FileNotFoundError:
+        raise UserError(f"picture {path} does not exist") from None
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's decoders raise many kinds: OSError, SyntaxError, ...
+        raise UserError(
+            f"picture {path} cannot be read ({_reason(error)}): "
+            f"replace it by an intact {FORMATS} file or remove it"
+        ) from error
+
+
+def crop_box(size: tuple[int, int], crop: Crop, generator: torch.Generator | None = None) -> Box:
+    """The largest square of a picture of `size` (width, height): left, top, right, bottom pixels.
+
+    In the middle ("center"), or anywhere along the long side with equal probability ("random",
+    which needs `generator`).
+    """
+    side = min(size)
+    room = max(size) - side
+    if crop == "random":
+        if generator is None:
+            raise ValueError("a random crop needs a generator")
+        offset = int(torch.randint(room + 1, (), generator=generator))
+    elif crop == "center":
+        offset = room // 2
+    else:
+        raise ValueError(f"crop is 'center' or 'random', got {crop!r}")
+    left, top = (offset, 0) if size[0] > size[1] else (0, offset)
+    return left, top, left + side, top + side
+
+
+def resize_box(picture: Image.Image, box: Box, resolution: int, mirror: bool) -> torch.Tensor:
+    """Cut `box` out of an RGB picture, resize (Lanczos), mirror: float32 [3, R, R] in [-1, 1]."""
+    square = picture.resize((resolution, resolution), Image.Resampling.LANCZOS, box=box)
+    return to_tensor(ImageOps.mirror(square) if mirror else square)
+
+
+def fit(
+    picture: Image.Image,
+    resolution: int,
+    crop: Crop = "center",
+    mirror: bool = False,
+    generator: torch.Generator | None = None,
+) -> torch.Tensor:
+    """Scale the short side of an RGB picture to `resolution` and crop the long one; no squashing.
+
+    Returns float32 [3, resolution, resolution] in [-1, 1], flipped left to right if `mirror`.
+    Cropping comes first and resizing second, so that a very long picture costs no memory.
+    """
+    return resize_box(picture, crop_box(picture.size, crop, generator), resolution, mirror)
+
+
+def to_tensor(picture: Image.Image) -> torch.Tensor:
+    """RGB image -> float32 [3, H, W] in [-1, 1]."""
+    pixels = torch.from_numpy(np.array(picture.convert("RGB")))  # HW3, uint8
+    return pixels.permute(2, 0, 1).float().div(127.5).sub(1).contiguous()  # -> 3HW, float32
+
+
+def to_picture(tensor: torch.Tensor) -> Image.Image:
+    """[3, H, W] in [-1, 1] (what lies outside is clipped), any dtype and device -> RGB image."""
+    pixels = tensor.detach().float().cpu().add(1).mul(127.5).round().clamp(0, 255)
+    return Image.fromarray(pixels.to(torch.uint8).permute(1, 2, 0).numpy())  # -> HW3, uint8
+
+
+def _looks_like_picture(path: Path) -> bool:
+    known = path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+    return known and path.is_file() and not is_mask(path)
+
+
+def _listed(paths: Sequence[Path], limit: int = 5) -> str:
+    names = ", ".join(path.name for path in paths[:limit])
+    return names if len(paths) <= limit else f"{names} and {len(paths) - limit} more"
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "its content is not a picture"
+    return f"{error}" or type(error).__name__
+
+
+def _upright(image: Image.Image, path: Path) -> Image.Image:
+    """Turn a loaded picture as its EXIF (or XMP) orientation says.
+
+    Unlike `ImageOps.exif_transpose` this writes no EXIF data back, which fails where any other
+    entry is damaged. Without readable data the picture stays as it is: its pixels are intact.
+    """
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception as error:  # struct.error, SyntaxError, TypeError, ...
+        log.warning("EXIF data of %s is damaged and ignored: %s", path, error)
+        return image
+    turn = TURNS.get(orientation) if isinstance(orientation, int) else None
+    return image if turn is None else image.transpose(turn)
+
+
+def _to_rgb(image: Image.Image, background: Colour) -> Image.Image:
+    """Any mode -> RGB, transparency over `background`."""
+    if image.mode == "F" or image.mode.startswith("I"):
+        return _from_deep_grey(image)
+    image = _to_srgb(image)
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    canvas = Image.new("RGBA", image.size, (*background, 255))
+    return Image.alpha_composite(canvas, image.convert("RGBA")).convert("RGB")
+
+
+def _from_deep_grey(image: Image.Image) -> Image.Image:
+    """Greyscale of 16 or 32 bit, or floating point -> RGB; Pillow itself would cut it at 255.
+
+    Only I;16 states its range (0..65535). Of the others, integers are taken as 16-bit ones and
+    floats as lying in 0..1, unless a value is above: then the next range that holds it.
+    """
+    values = np.nan_to_num(np.asarray(image).astype(np.float64))
+    ranges = [1.0, 255.0, 65535.0] if image.mode == "F" else [65535.0, 2.0**31 - 1]
+    white = next((white for white in ranges if values.max() <= white), values.max())
+    grey = (values * (255 / white)).round().clip(0, 255).astype(np.uint8)
+    return Image.fromarray(grey).convert("RGB")
+
+
+def _to_srgb(image: Image.Image) -> Image.Image:
+    """Obey an embedded colour profile (a phone's Display P3, a printer's CMYK): the same mode, or
+    RGB for CMYK. A damaged or unsuitable profile is ignored, as most viewers do."""
+    profile = image.info.get("icc_profile")
+    if not profile or image.mode not in ("RGB", "RGBA", "CMYK"):
+        return image
+    output = "RGB" if image.mode == "CMYK" else image.mode
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if "sRGB" in ImageCms.getProfileDescription(source):
+            return image
+        target = ImageCms.createProfile("sRGB")
+        converted = ImageCms.profileToProfile(image, source, target, outputMode=output)
+    except (ImageCms.PyCMSError, OSError, ValueError) as error:
+        log.debug("colour profile ignored: %s", error)
+        return image
+    return converted if converted is not None else image

@@ -1,0 +1,265 @@
+"""Pictures to latents, once: the posterior's mean and deviation, in memory and on disk.
+
+The VAE is frozen, so nothing but the posterior *sample* changes from step to step, and that is
+drawn in training from what lies here: mean + std * noise.
+
+The disk cache holds one safetensors file per picture, named by what its content depends on: the
+picture's bytes, the transform and the VAE. An edited picture or another model never meets a stale
+file, and a damaged one (its checksum disagrees) is encoded again.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from ldm.data.images import Box, Colour, Crop, crop_box, load_picture, resize_box
+from ldm.errors import UserError
+from ldm.randomness import generator
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1  # raise it when the meaning of a cached file changes
+
+Progress = Callable[[int, int], None]
+Moments = tuple[torch.Tensor, torch.Tensor]  # mean and std, [V, C, h, w] each
+
+
+@dataclass
+class Latents:
+    """Posterior moments of N pictures in V variants each, scaled as the UNet expects them."""
+
+    mean: torch.Tensor  # [N, V, C, h, w], float32, CPU
+    std: torch.Tensor  # [N, V, C, h, w], float32, CPU, >= 0
+    names: list[str]  # N file names
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def variants(self) -> int:
+        return self.mean.shape[1]
+
+
+@dataclass(frozen=True)
+class Transform:
+    """How a picture becomes V square tensors; variants 2k and 2k + 1 are mirror images."""
+
+    resolution: int
+    crop: Crop = "center"
+    crops: int = 1  # how many random crops; of centre crops there is one
+    mirror: bool = False
+    background: Colour = (255, 255, 255)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.resolution < 1 or self.crops < 1:
+            raise UserError(
+                f"resolution and crops must be at least 1, got {self.resolution} and {self.crops}"
+            )
+
+    def variants(self, size: tuple[int, int], digest: str) -> list[tuple[Box, bool]]:
+        """Crop box and mirror flag of each variant of a picture of `size` (width, height).
+
+        Crops depend on the picture's content, so that adding a picture moves no other's.
+        """
+        count = self.crops if self.crop == "random" else 1
+        picture = int(digest[:8], 16)
+        boxes = [
+            crop_box(size, self.crop, generator(self.seed, "crop", step, picture))
+            for step in range(count)
+        ]
+        flips = (False, True) if self.mirror else (False,)
+        return [(box, flip) for box in boxes for flip in flips]
+
+    def key(self, digest: str, vae: str) -> str:
+        """The name of what this transform and this VAE make of the picture with this digest."""
+        random = [self.crops, self.seed] if self.crop == "random" else None
+        parts = [FORMAT, digest, vae, self.resolution, self.crop, random, self.mirror]
+        text = json.dumps([*parts, list(self.background)])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def encode_pictures(
+    vae: "AutoencoderKL",
+    fingerprint: str,
+    pictures: Sequence[Path],
+    resolution: int,
+    *,
+    crop: Crop = "center",
+    crops: int = 1,
+    mirror: bool = False,
+    background: Colour = (255, 255, 255),
+    seed: int = 0,
+    cache: Path | None = None,
+    batch: int = 8,
+    device: torch.device | str | None = None,
+    progress: Progress | None = None,
+) -> Latents:
+    """Encode each picture's variants with the VAE, or read them from the folder `cache`.
+
+    `fingerprint` names the VAE's weights; `batch` is the number of squares per forward pass;
+    `device` is where the VAE is moved to (None: it stays); `progress(done, total)` counts pictures.
+    The result is multiplied by the VAE's `scaling_factor` (after its `shift_factor`, if any).
+    Raises UserError for an unreadable picture, an unwritable cache or a VAE that overflows;
+    ValueError for no pictures or a batch below 1.
+    """
+    if not pictures or batch < 1:
+        raise ValueError(
+            f"batch must be at least 1, got {batch}" if pictures else "no picture given"
+        )
+    transform = Transform(resolution, crop, crops, mirror, background, seed)
+    store = None if cache is None else Store(Path(cache))
+    if device is not None:
+        vae.to(torch.device(device))
+    digests = [digest_of(picture) for picture in pictures]
+    keys = [transform.key(digest, f"{fingerprint} {vae.dtype}") for digest in digests]
+    moments: list[Moments | None] = [store.read(key) if store else None for key in keys]
+    missing = [place for place, found in enumerate(moments) if found is None]
+    report = progress or (lambda done, total: None)
+    done = len(pictures) - len(missing)
+    report(done, len(pictures))
+    todo = [(pictures[place], digests[place]) for place in missing]
+    for place, encoded in zip(missing, _encode(vae, todo, transform, batch), strict=True):
+        moments[place] = encoded
+        if store:
+            store.write(keys[place], encoded)
+        done += 1
+        report(done, len(pictures))
+    complete = [found for found in moments if found is not None]  # all are by now
+    mean = torch.stack([mean for mean, _ in complete])  # V C h w -> N V C h w
+    std = torch.stack([std for _, std in complete])
+    return Latents(mean, std, [picture.name for picture in pictures])
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file's bytes, 64 hex digits. Raises UserError where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"picture {path} cannot be read: {error.strerror}") from error
+
+
+class Store:
+    """A folder of encoded pictures, one safetensors file per key, each with its checksum."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises UserError where the folder cannot be made."""
+        self.folder = folder
+        with self._explained():
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def read(self, key: str) -> Moments | None:
+        """Mean and std, or None where they are not there or damaged (which is logged)."""
+        path = self._path(key)
+        if not path.exists():
+            return None
+        try:
+            with safe_open(path, "pt") as file:
+                moments = file.get_tensor("mean"), file.get_tensor("std")
+                if (file.metadata() or {}).get("sha256") == _checksum(moments):
+                    return moments
+            reason = "its checksum disagrees"
+        except (SafetensorError, OSError) as error:
+            reason = str(error)
+        log.warning("cached latents %s are damaged and made again: %s", path, reason)
+        return None
+
+    def write(self, key: str, moments: Moments) -> None:
+        """Staged beside its place, then renamed: readers and other processes see all or nothing.
+
+        Raises UserError where the disk cannot be written.
+        """
+        mean, std = (tensor.contiguous() for tensor in moments)
+        content = save({"mean": mean, "std": std}, {"sha256": _checksum((mean, std))})
+        path = self._path(key)
+        staged = path.with_suffix(f".{os.getpid()}.tmp")
+        with self._explained():
+            try:
+                staged.write_bytes(content)  # not flushed: the checksum catches what a crash loses
+                staged.replace(path)
+            finally:
+                staged.unlink(missing_ok=True)
+
+    def _path(self, key: str) -> Path:
+        return self.folder / f"{key}.safetensors"
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"latent cache {self.folder} cannot be written ({error.strerror}): make room, "
+                "choose another folder with data.cache=FOLDER, or data.cache=null to do without"
+            ) from error
+
+
+def _checksum(moments: Moments) -> str:
+    sha = hashlib.sha256()
+    for tensor in moments:
+        sha.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+        sha.update(tensor.contiguous().numpy().tobytes())
+    return sha.hexdigest()
+
+
+def _encode(
+    vae: "AutoencoderKL", todo: Sequence[tuple[Path, str]], transform: Transform, batch: int
+) -> Iterator[Moments]:
+    """Moments [V, C, h, w] of each (picture, digest), in order; a batch may span pictures.
+
+    Equal variants (every crop of a square picture is the same) are encoded once.
+    """
+    per_picture = len(transform.variants((1, 1), "0"))
+    group = max(1, batch // per_picture)
+    for start in range(0, len(todo), group):
+        cuts = [_squares(*item, transform) for item in todo[start : start + group]]
+        squares = torch.cat([squares for squares, _ in cuts])  # [sum of D, 3, R, R]
+        parts = [_moments(vae, part) for part in squares.split(batch)]
+        sizes = [len(squares) for squares, _ in cuts]
+        means = torch.cat([mean for mean, _ in parts]).split(sizes)
+        stds = torch.cat([std for _, std in parts]).split(sizes)
+        for (_, order), mean, std in zip(cuts, means, stds, strict=True):
+            yield mean[order], std[order]  # D C h w -> V C h w
+
+
+def _squares(path: Path, digest: str, transform: Transform) -> tuple[torch.Tensor, list[int]]:
+    """The D distinct squares of a picture, [D, 3, R, R], and for each variant which one it is."""
+    side = transform.resolution
+    picture = load_picture(path, transform.background, short_side=side)
+    if min(picture.size) < side:
+        log.warning("%s is %d x %d pixels: enlarged to %d", path, *picture.size, side)
+    variants = transform.variants(picture.size, digest)
+    distinct = list(dict.fromkeys(variants))
+    squares = torch.stack([resize_box(picture, box, side, flip) for box, flip in distinct])
+    return squares, [distinct.index(variant) for variant in variants]
+
+
+@torch.no_grad()  # not inference_mode: the UNet's backward pass may keep what is made from these
+def _moments(vae: "AutoencoderKL", squares: torch.Tensor) -> Moments:
+    """[B, 3, R, R] in [-1, 1] -> mean and std, [B, C, h, w] each, scaled, float32 on the CPU.
+
+    Scaling as in arXiv 2112.10752, appendix G (`scaling_factor`): the latents then have about unit
+    deviation. `shift_factor` is None in Stable Diffusion and there for later VAEs.
+    """
+    posterior = vae.encode(squares.to(vae.device, vae.dtype)).latent_dist
+    scale = float(vae.config.scaling_factor)
+    shift = float(getattr(vae.config, "shift_factor", None) or 0.0)
+    mean = (posterior.mean.float().cpu() - shift) * scale
+    std = posterior.std.float().cpu() * scale
+    if not (mean.isfinite().all() and std.isfinite().all()):
+        raise UserError(f"the VAE overflows in {vae.dtype}: encode with it in float32")
+    return mean, std

@@ -1,0 +1,317 @@
+"""Posterior moments: right, encoded once, never stale, never fatal."""
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image
+from safetensors.torch import load_file
+
+from ldm.data.images import fit, load_picture
+from ldm.data.latents import Latents, encode_pictures
+from ldm.errors import UserError
+from ldm.randomness import generator
+
+SIDE = 16  # pixels; the VAE below makes 8 x 8 latents of them
+
+
+@pytest.fixture(scope="module")
+def vae() -> AutoencoderKL:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return AutoencoderKL(
+            down_block_types=["DownEncoderBlock2D"] * 2,
+            up_block_types=["UpDecoderBlock2D"] * 2,
+            block_out_channels=[4, 8],
+            layers_per_block=1,
+            latent_channels=4,
+            norm_num_groups=2,
+            scaling_factor=0.5,
+        ).eval()
+
+
+@pytest.fixture
+def pictures(tmp_path) -> list[Path]:
+    """Three pictures: wide, tall, square."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    paths = []
+    for n, size in enumerate([(40, 20), (18, 50), (24, 24)]):
+        noise = torch.randint(0, 256, (size[1], size[0], 3), generator=generator(n, "test"))
+        paths.append(folder / f"{n}.png")
+        Image.fromarray(noise.to(torch.uint8).numpy()).save(paths[-1])
+    return paths
+
+
+class Counting:
+    """A VAE that counts the squares it encodes."""
+
+    def __init__(self, vae: AutoencoderKL) -> None:
+        self.vae, self.squares, self.largest = vae, 0, 0
+        self.dtype, self.device, self.config = vae.dtype, vae.device, vae.config
+
+    def encode(self, squares: torch.Tensor):
+        self.squares += len(squares)
+        self.largest = max(self.largest, len(squares))
+        return self.vae.encode(squares)
+
+
+def same(one: Latents, other: Latents) -> bool:
+    return torch.equal(one.mean, other.mean) and torch.equal(one.std, other.std)
+
+
+def close(one: torch.Tensor, other: torch.Tensor) -> None:
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_moments_are_the_scaled_posterior(vae, pictures):
+    latents = encode_pictures(vae, "f", pictures, SIDE)
+    assert latents.mean.shape == latents.std.shape == (3, 1, 4, 8, 8)
+    assert latents.names == ["0.png", "1.png", "2.png"]
+    assert len(latents) == 3 and latents.variants == 1
+    assert latents.mean.dtype == latents.std.dtype == torch.float32
+    for n, path in enumerate(pictures):
+        square = fit(load_picture(path), SIDE)[None]
+        with torch.no_grad():
+            moments = vae.quant_conv(vae.encoder(square))
+        mean, logvar = moments.double().chunk(2, dim=1)
+        close(latents.mean[n].double(), mean * 0.5)
+        close(latents.std[n].double(), logvar.clamp(-30, 20).mul(0.5).exp() * 0.5)
+
+
+def test_shift_factor_is_subtracted_before_scaling(vae, pictures):
+    plain = encode_pictures(vae, "f", pictures, SIDE)
+    vae.register_to_config(shift_factor=0.25)
+    try:
+        shifted = encode_pictures(vae, "f", pictures, SIDE)
+    finally:
+        vae.register_to_config(shift_factor=None)
+    close(shifted.mean, plain.mean - 0.25 * 0.5)
+    close(shifted.std, plain.std)
+
+
+def test_latents_can_be_trained_on(vae, pictures):
+    latents = encode_pictures(vae, "f", pictures, SIDE)
+    assert not latents.mean.requires_grad and not latents.mean.is_inference()
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5, 64])
+def test_batch_size_changes_nothing_and_is_kept(vae, pictures, batch):
+    options: dict[str, Any] = {"crop": "random", "crops": 2, "mirror": True}
+    counting = Counting(vae)
+    expected = encode_pictures(vae, "f", pictures, SIDE, **options)
+    found = encode_pictures(counting, "f", pictures, SIDE, **options, batch=batch)
+    close(found.mean, expected.mean)
+    close(found.std, expected.std)
+    assert counting.largest <= batch
+
+
+def test_variants_are_crops_and_their_mirror_images(vae, pictures):
+    counting = Counting(vae)
+    latents = encode_pictures(counting, "f", pictures, SIDE, crop="random", crops=3, mirror=True)
+    assert latents.mean.shape == (3, 6, 4, 8, 8)
+    assert len(latents.mean[0].unique(dim=0)) > 2  # the wide one: several crops
+    assert len(latents.mean[2].unique(dim=0)) == 2  # the square one has one crop ...
+    assert counting.squares < 3 * 6  # ... and equal ones are encoded once
+    square = fit(load_picture(pictures[2]), SIDE)
+    for variant, tensor in [(0, square), (1, square.flip(-1)), (4, square), (5, square.flip(-1))]:
+        with torch.no_grad():
+            close(latents.mean[2, variant], vae.encode(tensor[None]).latent_dist.mean[0] * 0.5)
+
+
+def test_centre_crop_has_one_crop_however_many_are_asked(vae, pictures):
+    assert encode_pictures(vae, "f", pictures, SIDE, crops=4).variants == 1
+    assert encode_pictures(vae, "f", pictures, SIDE, crops=4, mirror=True).variants == 2
+
+
+def test_random_crops_depend_on_seed_and_content_only(vae, pictures):
+    options: dict[str, Any] = {"crop": "random", "crops": 3}
+    first = encode_pictures(vae, "f", pictures, SIDE, **options, seed=1)
+    assert same(first, encode_pictures(vae, "f", pictures, SIDE, **options, seed=1))
+    other_seed = encode_pictures(vae, "f", pictures, SIDE, **options, seed=2)
+    assert not torch.equal(first.mean[0], other_seed.mean[0])
+    alone = encode_pictures(vae, "f", pictures[1:2], SIDE, **options, seed=1)
+    close(alone.mean[0], first.mean[1])  # the others' presence moves nothing
+
+
+def test_global_random_state_is_untouched(vae, pictures):
+    before = torch.get_rng_state()
+    encode_pictures(vae, "f", pictures, SIDE, crop="random")
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_progress_counts_pictures(vae, pictures, tmp_path):
+    calls: list[tuple[int, int]] = []
+    options: dict[str, Any] = {
+        "cache": tmp_path / "cache",
+        "progress": lambda done, total: calls.append((done, total)),
+    }
+    encode_pictures(vae, "f", pictures, SIDE, **options)
+    assert calls == [(0, 3), (1, 3), (2, 3), (3, 3)]
+    calls.clear()
+    encode_pictures(vae, "f", pictures, SIDE, **options)
+    assert calls == [(3, 3)]
+
+
+def test_small_picture_is_enlarged_and_named(vae, tmp_path, caplog):
+    Image.new("RGB", (9, 12), (200, 0, 0)).save(tmp_path / "tiny.png")
+    assert encode_pictures(vae, "f", [tmp_path / "tiny.png"], SIDE).mean.shape[-2:] == (8, 8)
+    assert "tiny.png is 9 x 12 pixels" in caplog.text
+
+
+# --- the disk cache
+
+
+def test_second_time_is_read_from_disk_bit_for_bit(vae, pictures, tmp_path):
+    first = encode_pictures(vae, "f", pictures, SIDE, mirror=True, cache=tmp_path / "a" / "b")
+    assert len(list((tmp_path / "a" / "b").iterdir())) == 3  # and nothing staged is left
+    counting = Counting(vae)
+    again = encode_pictures(counting, "f", pictures, SIDE, mirror=True, cache=tmp_path / "a" / "b")
+    assert counting.squares == 0 and same(first, again) and again.names == first.names
+
+
+def test_only_new_pictures_are_encoded(vae, pictures, tmp_path):
+    encode_pictures(vae, "f", pictures[1:], SIDE, cache=tmp_path / "c")
+    counting = Counting(vae)
+    both = encode_pictures(counting, "f", pictures, SIDE, cache=tmp_path / "c")
+    assert counting.squares == 1
+    close(both.mean, encode_pictures(vae, "f", pictures, SIDE).mean)  # each in its place
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"fingerprint": "other"},
+        {"resolution": 32},
+        {"crop": "random"},
+        {"mirror": True},
+        {"background": (0, 0, 0)},
+    ],
+)
+def test_any_change_is_encoded_anew(vae, pictures, tmp_path, change):
+    options: dict[str, Any] = {"fingerprint": "f", "resolution": SIDE, "cache": tmp_path / "c"}
+    encode_pictures(vae, pictures=pictures, **options)
+    counting = Counting(vae)
+    encode_pictures(counting, pictures=pictures, **(options | change))
+    assert counting.squares >= 3
+
+
+def test_random_crops_are_cached_by_seed_and_count(vae, pictures, tmp_path):
+    def squares(**options: Any) -> int:
+        counting = Counting(vae)
+        options = {"crop": "random", "cache": tmp_path / "c"} | options
+        encode_pictures(counting, "f", pictures, SIDE, **options)
+        return counting.squares
+
+    assert squares(seed=1, crops=2) and squares(seed=2, crops=2) and squares(seed=1, crops=3)
+    assert squares(seed=1, crops=2) == 0
+    assert squares(seed=1, crop="center") and squares(seed=2, crop="center") == 0
+
+
+def test_edited_picture_is_never_stale_and_a_renamed_one_is_not_encoded_again(
+    vae, pictures, tmp_path
+):
+    first = encode_pictures(vae, "f", pictures, SIDE, cache=tmp_path / "c")
+    Image.new("RGB", (30, 30), (9, 9, 9)).save(pictures[0])
+    edited = encode_pictures(vae, "f", pictures, SIDE, cache=tmp_path / "c")
+    assert not torch.equal(first.mean[0], edited.mean[0])
+    assert torch.equal(first.mean[1:], edited.mean[1:])
+    renamed = pictures[1].rename(pictures[1].with_name("new.png"))
+    counting = Counting(vae)
+    latents = encode_pictures(counting, "f", [renamed], SIDE, cache=tmp_path / "c")
+    assert counting.squares == 0 and latents.names == ["new.png"]
+
+
+@pytest.mark.parametrize("damage", ["empty", "half", "text", "flipped bit", "other content"])
+def test_damaged_cache_file_is_made_again(vae, pictures, tmp_path, caplog, damage):
+    cache = tmp_path / "c"
+    first = encode_pictures(vae, "f", pictures[:1], SIDE, cache=cache)
+    (path,) = cache.iterdir()
+    content = path.read_bytes()
+    bad = {
+        "empty": b"",
+        "half": content[: len(content) // 2],
+        "text": b"not a tensor in sight" * 20,
+        "flipped bit": content[:-5] + bytes([content[-5] ^ 4]) + content[-4:],
+        "other content": safetensors_without_moments(),
+    }
+    path.write_bytes(bad[damage])
+    with caplog.at_level(logging.WARNING):
+        assert same(first, encode_pictures(vae, "f", pictures[:1], SIDE, cache=cache))
+    assert path.name in caplog.text and "made again" in caplog.text
+    assert torch.equal(load_file(path)["mean"], first.mean[0])  # mended on disk, too
+
+
+def safetensors_without_moments() -> bytes:
+    from safetensors.torch import save
+
+    return save({"something": torch.zeros(3)})
+
+
+def test_cache_that_cannot_be_written_is_named(vae, pictures, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match=r"file/cache .*data\.cache"):
+        encode_pictures(vae, "f", pictures, SIDE, cache=tmp_path / "file" / "cache")
+
+    def full(self, content):
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(UserError, match=r"No space left.*data\.cache=null"):
+        encode_pictures(vae, "f", pictures, SIDE, cache=tmp_path / "c")
+    assert not list((tmp_path / "c").iterdir())
+
+
+def test_failed_rename_leaves_nothing_behind(vae, pictures, tmp_path, monkeypatch):
+    def fail(self, target):
+        raise OSError(5, os.strerror(5))
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(UserError):
+        encode_pictures(vae, "f", pictures, SIDE, cache=tmp_path / "c")
+    assert not list((tmp_path / "c").iterdir())
+
+
+# --- bad input
+
+
+def test_unreadable_picture_is_named_and_earlier_work_kept(vae, pictures, tmp_path):
+    pictures[2].write_text("text")
+    with pytest.raises(UserError, match=r"2\.png"):
+        encode_pictures(vae, "f", pictures, SIDE, cache=tmp_path / "c", batch=1)
+    assert len(list((tmp_path / "c").iterdir())) == 2
+    with pytest.raises(UserError, match=r"gone\.png"):
+        encode_pictures(vae, "f", [tmp_path / "gone.png"], SIDE)
+
+
+def test_overflowing_vae_is_reported(pictures):
+    vae = AutoencoderKL(block_out_channels=[4], norm_num_groups=2).eval()
+    with torch.no_grad():
+        vae.quant_conv.weight.fill_(float("nan"))
+    with pytest.raises(UserError, match="float32"):
+        encode_pictures(vae, "f", pictures, SIDE)
+
+
+@pytest.mark.parametrize("options", [{"resolution": 0}, {"crops": 0}, {"batch": 0}])
+def test_numbers_below_one_are_refused(vae, pictures, options):
+    with pytest.raises(ValueError, match="at least 1"):
+        encode_pictures(vae, "f", pictures, **({"resolution": SIDE} | options))
+
+
+def test_no_pictures_are_refused(vae):
+    with pytest.raises(ValueError, match="no picture"):
+        encode_pictures(vae, "f", [], SIDE)
+
+
+def test_half_precision_vae_is_encoded_in_its_own_dtype(vae, pictures, tmp_path):
+    half = AutoencoderKL.from_config(vae.config).to(torch.bfloat16).eval()
+    half.load_state_dict(vae.state_dict())
+    exact = encode_pictures(vae, "f", pictures, SIDE, cache=tmp_path)
+    rough = encode_pictures(half, "f", pictures, SIDE, cache=tmp_path)
+    assert rough.mean.dtype == torch.float32 and not same(exact, rough)
+    assert np.allclose(rough.mean, exact.mean, atol=0.1)
