@@ -1,0 +1,155 @@
+"""Where a base model's files are: a diffusers folder, or a hub id fetched into one."""
+
+import hashlib
+import json
+import logging
+from pathlib import Path
+
+from ldm.errors import UserError
+
+log = logging.getLogger(__name__)
+
+# Part -> the stem that diffusers and transformers give its weight file.
+WEIGHT_STEMS = {
+    "text_encoder": "model",
+    "vae": "diffusion_pytorch_model",
+    "unet": "diffusion_pytorch_model",
+}
+_BIN_STEMS = {**WEIGHT_STEMS, "text_encoder": "pytorch_model"}  # transformers' older name
+_CONFIGS = {
+    "text_encoder": "config.json",
+    "vae": "config.json",
+    "unet": "config.json",
+    "scheduler": "scheduler_config.json",
+}
+PARTS = ("tokenizer", *_CONFIGS)
+
+
+def find_folder(
+    source: str | Path, revision: str | None = None, variant: str | None = None
+) -> Path:
+    """Return the diffusers folder that `source` names: a folder, or a hub id ("owner/name").
+
+    A hub id is downloaded on first use into the Hugging Face cache (only the parts used here, as
+    safetensors where there are some). UserError: no such folder, a single file, or the hub cannot
+    be reached or has no such model.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return path
+    if path.is_file():
+        raise UserError(
+            f"model {source}: single-file checkpoints are not supported; convert it to a diffusers "
+            "folder first (diffusers' scripts/convert_original_stable_diffusion_to_diffusers.py)"
+        )
+    name = str(source)
+    if name.count("/") != 1 or name.startswith((".", "/", "~")) or name.endswith("/"):
+        raise UserError(f"model {source}: no such folder; give a diffusers folder or a hub id")
+    return _download(name, revision, variant)
+
+
+def _download(name: str, revision: str | None, variant: str | None) -> Path:
+    """Fetch hub model `name`; weights as safetensors, or else as .bin."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    configs = ["model_index.json", "tokenizer/*", *(f"{p}/{c}" for p, c in _CONFIGS.items())]
+    dot = f".{variant}" if variant else ""
+    folder = Path()
+    try:
+        for stems, kind in ((WEIGHT_STEMS, "safetensors"), (_BIN_STEMS, "bin")):
+            patterns = [f"{part}/{stem}{dot}.{kind}" for part, stem in stems.items()]
+            patterns += [f"{part}/{stem}{dot}-*.{kind}" for part, stem in stems.items()]
+            patterns += [f"{part}/{stem}.{kind}.index*.json" for part, stem in stems.items()]
+            folder = Path(
+                snapshot_download(name, revision=revision, allow_patterns=configs + patterns)
+            )
+            if all(weight_files(folder / part, part, variant) for part in WEIGHT_STEMS):
+                break
+    except (OSError, HFValidationError) as error:  # offline, unknown, gated, wrong revision
+        raise UserError(
+            f"model {name}: there is no folder of this name, and it could not be fetched from the "
+            f"hub ({type(error).__name__}: {_first_line(error)}). Check the spelling and the "
+            "revision, or, without a network, copy the model's folder here and give its path"
+        ) from error
+    return folder
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else "no details"
+
+
+def weight_files(folder: Path, part: str, variant: str | None = None) -> list[Path]:
+    """Return the weight files that `from_pretrained` reads for `part`: one, or index and shards.
+
+    Empty when there are none. safetensors before .bin, as diffusers and transformers choose.
+    """
+    dot = f".{variant}" if variant else ""
+    for stems, kind in ((WEIGHT_STEMS, "safetensors"), (_BIN_STEMS, "bin")):
+        single = folder / f"{stems[part]}{dot}.{kind}"
+        if single.is_file():
+            return [single]
+        index = folder / f"{stems[part]}.{kind}.index{dot}.json"
+        if index.is_file():
+            shards = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+            return [index, *(folder / shard for shard in sorted(shards))]
+    return []
+
+
+def check_parts(folder: Path, variant: str | None = None) -> None:
+    """Raise UserError naming every part of the diffusers folder that is missing."""
+    missing = []
+    for part, config in _CONFIGS.items():
+        if not (folder / part / config).is_file():
+            missing.append(f"{part}/{config}")
+    for part in WEIGHT_STEMS:
+        files = weight_files(folder / part, part, variant)
+        missing += [f"{part}/{file.name}" for file in files if not file.is_file()]
+        if not files:
+            missing.append(f"{part} weights{_other_variants(folder / part, part)}")
+    tokenizer = folder / "tokenizer"
+    # Without these files CLIPTokenizer opens with two tokens and no error.
+    if not (tokenizer / "tokenizer.json").is_file():
+        missing += [
+            f"tokenizer/{name}"
+            for name in ("vocab.json", "merges.txt")
+            if not (tokenizer / name).is_file()
+        ]
+    if missing:
+        wanted = f" (variant {variant})" if variant else ""
+        raise UserError(
+            f"base model {folder}{wanted} lacks {', '.join(missing)}; a Stable Diffusion folder "
+            f"has {', '.join(PARTS)}: fetch it again, or give another model"
+        )
+
+
+def _other_variants(folder: Path, part: str) -> str:
+    """Return a hint on variants that are there: fp16 in `model.fp16.safetensors`."""
+    pattern = f"{WEIGHT_STEMS[part]}.*.safetensors"
+    found = sorted({path.name.split(".")[1] for path in folder.glob(pattern)})
+    return (
+        f" (there is variant {', '.join(found)}: name it as the model's variant)" if found else ""
+    )
+
+
+def fingerprint(folder: Path, parts: tuple[str, ...], variant: str | None = None) -> str:
+    """Return the sha256 (hex) over the configs and weight files of `parts`, by name and content.
+
+    Where the folder lies does not matter; a changed byte in any file that is loaded does.
+    """
+    digest = hashlib.sha256()
+    for part in parts:
+        for path in _files_of(folder / part, part, variant):
+            digest.update(f"{part}/{path.name}\0".encode())
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _files_of(folder: Path, part: str, variant: str | None) -> list[Path]:
+    if part == "tokenizer":
+        names = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
+        return [folder / name for name in names if (folder / name).is_file()]
+    config = [folder / _CONFIGS[part]]
+    return config if part == "scheduler" else config + weight_files(folder, part, variant)

@@ -1,0 +1,36 @@
+"""Which parts of the base are trained: UNet always, text encoder if asked, VAE never."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from ldm.models.base import BaseModel
+
+
+def prepare_training(
+    base: BaseModel, text_encoder: bool, gradient_checkpointing: bool
+) -> dict[str, nn.Module]:
+    """Set modes and gradients of `base`'s parts in place; return the trained ones by name.
+
+    Trained parts are float32 (mixed precision casts in the forward pass, the optimizer needs the
+    full weights), in train mode, and recompute activations in the backward pass if
+    `gradient_checkpointing`. All others are in eval mode without gradients.
+    """
+    for part in (base.vae, base.unet, base.text_encoder):
+        part.requires_grad_(False).eval()
+    trained: dict[str, nn.Module] = {"unet": base.unet}
+    if text_encoder:
+        trained["text_encoder"] = base.text_encoder
+    for module in trained.values():
+        module.to(torch.float32).requires_grad_(True).train()
+    if gradient_checkpointing:
+        base.unet.enable_gradient_checkpointing()
+        if text_encoder:
+            base.text_encoder.gradient_checkpointing_enable()
+    return trained
+
+
+def count_parameters(modules: Iterable[nn.Module]) -> int:
+    """Return the number of parameters in `modules`, trained or not."""
+    return sum(p.numel() for module in modules for p in module.parameters())

@@ -1,0 +1,1 @@
+"""Pictures from prompts: samplers, guidance, provenance, grids, class images."""

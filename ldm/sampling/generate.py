@@ -1,0 +1,175 @@
+"""Prompts and seeds to pictures, without leaving a trace in the models or the random state."""
+
+import contextlib
+import inspect
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from ldm.data.images import to_picture
+from ldm.errors import UserError
+from ldm.models.base import BaseModel, check_resolution
+from ldm.models.text import encode_prompts
+from ldm.randomness import generator
+from ldm.sampling.denoiser import guided_prediction
+from ldm.sampling.samplers import check_sampler, make_sampler
+
+log = logging.getLogger(__name__)
+
+_PIXELS_AT_ONCE = 1024 * 1024  # pixels that the VAE decodes in one call; bounds its memory
+
+Progress = Callable[[int, int], None]  # (pictures done, pictures in all)
+
+
+def generate(
+    base: BaseModel,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    negative: str = "",
+    scale: float = 5.0,
+    rescale: float = 0.0,
+    steps: int = 25,
+    sampler: str = "dpmpp_2m",
+    height: int | None = None,
+    width: int | None = None,
+    batch: int = 8,
+    progress: Progress | None = None,
+    latents: Tensor | None = None,
+) -> Iterator[Image.Image]:
+    """Make one RGB picture for each (prompt, seed), in order, `batch` at a time.
+
+    Noise, that of ancestral samplers too, comes from each picture's own seed, so picture n does
+    not depend on the batch it is made in (up to rounding, 1/255). Device and dtype are those of
+    `base`; the sampler itself works in float32. Global random state and the modules' train/eval
+    modes are the same afterwards as before, also when the iteration is broken off.
+
+    height, width: pixels, default the base's own. latents [N, C, h, w]: unit noise to start from
+    instead of the seeds' own. UserError, at once: steps, scale, sampler, size or batch impossible.
+    """
+    height = height or base.default_resolution
+    width = width or base.default_resolution
+    _check(base, steps, scale, rescale, sampler, height, width, batch)
+    if len(prompts) != len(seeds):
+        raise ValueError(f"{len(prompts)} prompts, but {len(seeds)} seeds")
+    shape = (base.latent_channels, height // base.latent_factor, width // base.latent_factor)
+    if latents is not None and latents.shape != (len(prompts), *shape):
+        raise ValueError(f"latents {tuple(latents.shape)}, not {(len(prompts), *shape)}")
+
+    def pictures() -> Iterator[Image.Image]:
+        for start in range(0, len(prompts), batch):
+            part = slice(start, start + batch)
+            noise = initial_noise(seeds[part], shape) if latents is None else latents[part]
+            with _undisturbed(base.text_encoder, base.unet, base.vae):
+                text = _encode(base, prompts[part], negative, scale)
+                generators = [generator(seed, "sampler") for seed in seeds[part]]
+                solver = make_sampler(sampler, base.scheduler)
+                clean = denoise(base, solver, steps, noise, *text, generators, scale, rescale)
+                made = [to_picture(pixels) for pixels in decode(base, clean)]
+            for done, picture in enumerate(made, start + 1):
+                if progress is not None:
+                    progress(done, len(prompts))
+                yield picture
+
+    return pictures()
+
+
+def initial_noise(seeds: Sequence[int], shape: tuple[int, int, int]) -> Tensor:
+    """Return unit noise [N, C, h, w], float32 on the CPU, each picture's from its own seed."""
+    return torch.stack([torch.randn(shape, generator=generator(s, "latents")) for s in seeds])
+
+
+def denoise(
+    base: BaseModel,
+    solver: Any,
+    steps: int,
+    noise: Tensor,
+    cond: Tensor,
+    uncond: Tensor | None,
+    generators: list[torch.Generator],
+    scale: float,
+    rescale: float,
+) -> Tensor:
+    """Integrate from unit noise to clean latents, both [N, C, h, w]; the result is float32.
+
+    `solver` is a fresh scheduler of `make_sampler`; cond, uncond [N, L, D]; `generators`, one per
+    picture, feed the solvers that add noise on the way.
+    """
+    solver.set_timesteps(steps, device=base.device)
+    takes_generator = "generator" in inspect.signature(solver.step).parameters
+    extra: dict[str, Any] = {"generator": generators} if takes_generator else {}
+    latents = noise.to(base.device, torch.float32) * solver.init_noise_sigma
+    for t in solver.timesteps:  # second-order solvers list a step's two halves
+        model_input = solver.scale_model_input(latents, t)
+        prediction = guided_prediction(base.unet, model_input, t, cond, uncond, scale, rescale)
+        latents = solver.step(prediction, t, latents, return_dict=False, **extra)[0]
+    return latents
+
+
+def decode(base: BaseModel, latents: Tensor) -> Iterator[Tensor]:
+    """Decode scaled latents [N, C, h, w] -> N pictures [3, H, W], about [-1, 1], not clipped."""
+    config = base.vae.config
+    shift = getattr(config, "shift_factor", None) or 0.0
+    latents = latents / config.scaling_factor + shift
+    pixels = latents.shape[-1] * latents.shape[-2] * base.latent_factor**2
+    for part in latents.to(base.vae.dtype).split(max(1, _PIXELS_AT_ONCE // pixels)):
+        decoded = base.vae.decode(part, return_dict=False)[0]
+        if not decoded.isfinite().all():
+            log.warning("a picture came out as NaN; float16 overflows in some models: use bf16")
+            decoded = decoded.nan_to_num(nan=-1.0)
+        yield from decoded
+
+
+def _encode(
+    base: BaseModel, prompts: Sequence[str], negative: str, scale: float
+) -> tuple[Tensor, Tensor | None]:
+    """Return embeddings of prompts and negative, each [N, L, D], encoded in one pass."""
+    count = len(prompts)
+    negatives = [] if scale == 1.0 else [negative] * count
+    states = encode_prompts(
+        base.tokenizer, base.text_encoder, [*prompts, *negatives], base.text_encoder.device
+    )
+    return states[:count], states[count:] if negatives else None
+
+
+@contextlib.contextmanager
+def _undisturbed(*modules: nn.Module) -> Iterator[None]:
+    """Put modules into eval mode without gradients, and every submodule back as it was."""
+    before = [(part, part.training) for module in modules for part in module.modules()]
+    try:
+        for module in modules:
+            module.eval()
+        with torch.no_grad():
+            yield
+    finally:
+        for part, training in before:
+            part.training = training
+
+
+def _check(
+    base: BaseModel,
+    steps: int,
+    scale: float,
+    rescale: float,
+    sampler: str,
+    height: int,
+    width: int,
+    batch: int,
+) -> None:
+    """Raise UserError for settings that cannot work; better here than in the middle of a batch."""
+    check_sampler(sampler)
+    most = int(base.scheduler.config.num_train_timesteps)
+    if not 1 <= steps <= most:
+        raise UserError(f"sampling steps: {steps} is not within 1 to {most}; 20 to 50 is usual")
+    if not scale >= 0:
+        raise UserError(f"guidance scale: {scale} is negative; 1 is no guidance, 5 to 8 is usual")
+    if not 0 <= rescale <= 1:
+        raise UserError(f"guidance rescale: {rescale} is not within 0 to 1")
+    if batch < 1:
+        raise UserError(f"sampling batch: {batch} is not at least 1")
+    check_resolution(base, height, "height")
+    check_resolution(base, width, "width")

@@ -1,0 +1,192 @@
+"""Class images: what the frozen base makes of the class prompt, kept for prior preservation.
+
+Pictures are made in fixed batches: batch k is pictures k * batch, k * batch + 1, ... and the last
+one is computed at full size too. A batch that is not wholly there is made again wholly, so neither
+an interruption nor a larger count changes a picture by a bit (same machine, same batch size).
+"""
+
+import hashlib
+import json
+import logging
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ldm.errors import UserError
+from ldm.models.base import BaseModel
+from ldm.randomness import seed_of
+from ldm.sampling.generate import Progress, generate
+from ldm.sampling.metadata import png_info
+
+log = logging.getLogger(__name__)
+
+_ABOUT = "class_images.json"
+
+
+def class_image_settings(
+    seed: int, scale: float, steps: int, sampler: str, size: int
+) -> dict[str, Any]:
+    """Return what, beside base and prompt, decides what the pictures are; size in pixels."""
+    # float: 5 and 5.0 are the same setting, but not the same text to hash.
+    return {
+        "seed": seed,
+        "scale": float(scale),
+        "steps": steps,
+        "sampler": sampler,
+        "size": size,
+    }
+
+
+def class_image_folder(
+    root: str | Path, fingerprint: str, prompt: str, settings: Mapping[str, Any]
+) -> Path:
+    """Return the folder for the class images of one base, prompt and sampler settings.
+
+    `settings` is that of `class_image_settings`. The name is the prompt, for the eye, and a hash
+    over all three: a changed base, prompt or setting never reuses another's pictures, and runs
+    with equal ones share them.
+    """
+    identity = {"fingerprint": fingerprint, "prompt": prompt, "settings": dict(settings)}
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:40].strip("-")
+    return Path(root) / f"{words or 'class'}-{digest[:12]}"
+
+
+def make_class_images(
+    base: BaseModel,
+    prompt: str,
+    count: int,
+    root: str | Path,
+    *,
+    seed: int = 0,
+    batch: int = 8,
+    scale: float = 5.0,
+    steps: int = 25,
+    sampler: str = "dpmpp_2m",
+    resolution: int | None = None,
+    rank: int = 0,
+    world: int = 1,
+    progress: Progress | None = None,
+) -> list[Path]:
+    """Make what is missing of `count` class images below `root`; return all that are there.
+
+    More than `count` are returned if another run asked for more: all of them are used. With
+    `world` processes each makes every `world`-th batch; the caller waits for all of them, then
+    `class_images(folder)` (or calling this again) gives the full list. progress(done, in all)
+    counts this process's pictures. UserError: settings impossible, disk not writable.
+    """
+    if count < 1:
+        raise UserError(f"prior.count: {count} is not at least 1")
+    if batch < 1:
+        raise UserError(f"prior.sampling_batch: {batch} is not at least 1")
+    size = resolution or base.default_resolution
+    settings = class_image_settings(seed, scale, steps, sampler, size)
+    folder = class_image_folder(root, base.fingerprint, prompt, settings)
+    about = {"prompt": prompt, "model": base.source, "fingerprint": base.fingerprint} | settings
+    _prepare(folder, about)
+    missing = _missing_batches(folder, count, batch, size, rank, world)
+    total, done = sum(map(len, missing.values())), 0
+    for first, wanted in missing.items():
+        made = _make_batch(base, about, first, batch)
+        for index in wanted:  # not the padding of the last batch
+            picture, provenance = made[index - first]
+            _save(picture, _path(folder, index), provenance | {"index": index})
+            done += 1
+            if progress is not None:
+                progress(done, total)
+    return class_images(folder, size)
+
+
+def _make_batch(
+    base: BaseModel, about: Mapping[str, Any], first: int, batch: int
+) -> list[tuple[Image.Image, dict[str, Any]]]:
+    """Make pictures `first` to `first + batch - 1`, each with its provenance."""
+    size, prompt = about["size"], about["prompt"]
+    seeds = [seed_of(about["seed"], "class_image", index=first + i) for i in range(batch)]
+    sampling = {key: about[key] for key in ("scale", "steps", "sampler")}
+    pictures = generate(
+        base, [prompt] * batch, seeds, height=size, width=size, batch=batch, **sampling
+    )
+    own = {"negative": "", "width": size, "height": size, "prior_seed": about["seed"]}
+    return [
+        (picture, {**about, **own, "seed": seed})
+        for picture, seed in zip(pictures, seeds, strict=True)
+    ]
+
+
+def class_images(folder: Path, size: int | None = None) -> list[Path]:
+    """Return the whole pictures in a class-image folder, in order; damaged ones are left out."""
+    paths = sorted(path for path in folder.glob("*.png") if path.stem.isdigit())
+    return [path for path in paths if _is_whole(path, size)]
+
+
+def count_missing(folder: Path, count: int, batch: int, size: int) -> int:
+    """Return how many pictures `make_class_images` would make here, all processes together."""
+    return sum(map(len, _missing_batches(folder, count, batch, size, rank=0, world=1).values()))
+
+
+def _missing_batches(
+    folder: Path, count: int, batch: int, size: int, rank: int, world: int
+) -> dict[int, range]:
+    """Return {first index: indices to write} for this rank's batches that are not wholly there.
+
+    The share is a matter of the batch's number alone, never of what another rank has written by
+    now, so no batch is made twice or by nobody.
+    """
+    missing = {}
+    for number, first in enumerate(range(0, count, batch)):
+        wanted = range(first, min(first + batch, count))
+        if number % world == rank and not all(_is_whole(_path(folder, i), size) for i in wanted):
+            missing[first] = wanted
+    return missing
+
+
+def _path(folder: Path, index: int) -> Path:
+    return folder / f"{index:05d}.png"
+
+
+def _is_whole(path: Path, size: int | None) -> bool:
+    """Decode the picture: a truncated or damaged one, or one of another size, is not whole."""
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+            return size is None or picture.size == (size, size)
+    except FileNotFoundError:
+        return False
+    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, zlib.error, ...
+        log.warning("class image %s is damaged and will be made again: %s", path, error)
+        return False
+
+
+def _prepare(folder: Path, about: Mapping[str, Any]) -> None:
+    """Create the folder and say in it what the pictures are."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / _ABOUT).is_file():
+            staged = folder / f".{_ABOUT}.{os.getpid()}"
+            staged.write_text(json.dumps(about, indent=2) + "\n", "utf-8")
+            staged.replace(folder / _ABOUT)
+    except OSError as error:
+        raise _not_writable(folder, error) from error
+
+
+def _save(picture: Image.Image, path: Path, provenance: dict[str, Any]) -> None:
+    """Write beside the place and rename: a picture is there whole or not at all."""
+    staged = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        picture.save(staged, format="PNG", pnginfo=png_info(provenance))
+        staged.replace(path)
+    except OSError as error:
+        staged.unlink(missing_ok=True)
+        raise _not_writable(path, error) from error
+
+
+def _not_writable(path: Path, error: OSError) -> UserError:
+    return UserError(
+        f"class images cannot be written to {path} ({error.strerror or error}); "
+        "set prior.root to a folder with room that may be written"
+    )

@@ -1,0 +1,297 @@
+"""Make pictures with a trained run, a diffusers folder or a hub id.
+
+PNGs carry their settings; `grid-*.png` shows them all, prompts in rows and seeds in columns.
+"""
+
+import argparse
+import hashlib
+import logging
+import sys
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from ldm.config import Config, Sampling
+from ldm.errors import UserError, exit_status
+from ldm.sampling.samplers import SAMPLERS
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+    from ldm.models.base import BaseModel
+
+log = logging.getLogger("ldm.sample")
+
+EXAMPLES = """\
+examples:
+  python scripts/sample.py --run logs/RUN --prompt "a drawing of [V] robot on the beach"
+  python scripts/sample.py --run logs/RUN --snapshot 200 --prompts-file prompts.txt --n 8 --seed 100
+  python scripts/sample.py --model data/storybook-sd --prompt "a drawing of a red dog in the snow"
+"""
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+
+@dataclass
+class Source:
+    """What to sample with, and what its prompts and pictures are called."""
+
+    base: "BaseModel"
+    identifier: str | None  # what [V] stands for; None: nothing
+    defaults: Sampling
+    resolution: int
+    out: Path
+    provenance: dict[str, Any]  # model, fingerprint, run, snapshot
+
+
+def parse(words: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line; sampling settings not given stay None."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--run", type=Path, help="run folder below logs/")
+    source.add_argument("--model", metavar="FOLDER_OR_ID", help="diffusers folder or hub id")
+    add("--snapshot", metavar="best|last|STEP", help="of the run (default: best)")
+    add("--identifier", metavar="WORD", help="what [V] stands for (default: the run's)")
+    add("--prompt", nargs="+", action="extend", default=[], help="one or several")
+    add("--prompts-file", type=Path, metavar="FILE", help="one prompt per line")
+    add("--negative", metavar="PROMPT", help="what to keep away from")
+    add("--scale", type=float, help="guidance; 1 is none")
+    add("--rescale", type=float, help="guidance rescale, 0 to 1")
+    add("--steps", type=int, help="of the sampler")
+    add("--sampler", choices=SAMPLERS)
+    add("--width", type=int, help="pixels")
+    add("--height", type=int, help="pixels")
+    add("--seed", type=int, default=0, help="of the first picture of each prompt (default: 0)")
+    add("--n", type=int, default=4, help="pictures per prompt (default: 4)")
+    add("--batch", type=int, help="pictures at once")
+    add("--device", help="cuda, cuda:1, xpu, mps, cpu (default: what there is)")
+    add("--dtype", choices=DTYPES, help="of UNet and text encoder (default: fp16 on cuda and xpu)")
+    add("--out", type=Path, metavar="FOLDER", help="where the pictures go")
+    args = parser.parse_args(words)
+    if not args.prompt and not args.prompts_file:
+        parser.error("give --prompt or --prompts-file")
+    if args.model and args.snapshot:
+        parser.error("--snapshot belongs to --run")
+    return args
+
+
+def prompts_of(args: argparse.Namespace) -> list[str]:
+    """Prompts of the command line, then those of the file: a line each, empty ones skipped."""
+    prompts = list(args.prompt)
+    if args.prompts_file:
+        try:
+            lines = args.prompts_file.read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(
+                f"--prompts-file {args.prompts_file} cannot be read ({error}); "
+                "give a UTF-8 text file with one prompt per line"
+            ) from error
+        prompts += [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise UserError(f"--prompts-file {args.prompts_file} holds no prompt")
+    return prompts
+
+
+def filled(text: str, identifier: str | None) -> str:
+    """Put the identifier where [V] stands. UserError if there is none to put."""
+    from ldm.data.prompts import PLACEHOLDER, fill
+
+    if identifier is not None:
+        return fill(text, identifier)
+    if PLACEHOLDER in text:
+        raise UserError(
+            f"prompt {text!r}: {PLACEHOLDER} stands for a run's identifier and --model has none; "
+            "write the word itself, or give --identifier"
+        )
+    return text
+
+
+def warn_if_nameless(prompts: list[str], identifier: str | None) -> None:
+    """Warn of prompts in which neither [V] nor the identifier is: they do not mean the subject."""
+    from ldm.data.prompts import PLACEHOLDER, names_subject
+
+    if identifier is None:
+        return
+    for prompt in prompts:
+        if not names_subject(prompt, identifier):
+            log.warning(
+                "prompt %r has neither %s nor %r in it, so it does not name the subject",
+                *(prompt, PLACEHOLDER, identifier),
+            )
+
+
+def device_of(name: str | None) -> "torch.device":
+    """Return the named device, or the accelerator that torch finds, or the CPU."""
+    import torch
+
+    if name is None:
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    try:
+        return torch.zeros(1, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--device {name} cannot be used ({reason}); cpu always can") from error
+
+
+def from_run(args: argparse.Namespace, dtype: "torch.dtype") -> Source:
+    """A run's base model with a snapshot's weights in it."""
+    from ldm.checkpoint.snapshots import find_snapshot, load_snapshot
+    from ldm.run.folder import read_config, read_facts
+
+    config: Config = read_config(args.run)
+    facts = read_facts(args.run)
+    path = find_snapshot(args.run, args.snapshot or "best")
+    base = load_model(config.model.base, dtype, config.model.revision, config.model.variant)
+    if facts.get("base_fingerprint") not in (None, base.fingerprint):
+        log.warning(
+            "%s has changed since %s was trained on it: pictures may be wrong",
+            base.source,
+            args.run,
+        )
+    manifest = load_snapshot(path, {"unet": base.unet, "text_encoder": base.text_encoder})
+    hashes = sorted(file["sha256"] for file in manifest["files"].values())
+    now = datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
+    return Source(
+        base,
+        args.identifier or facts.get("identifier", config.subject.identifier),
+        config.sampling,
+        config.data.resolution or base.default_resolution,
+        args.out or args.run / "samples" / f"{path.name}_{now}",
+        {
+            "model": f"{args.run.resolve().name} {path.name}",
+            "fingerprint": hashlib.sha256(f"{base.fingerprint} {hashes}".encode()).hexdigest(),
+            "base": base.source,
+            "base_fingerprint": base.fingerprint,
+            "snapshot": manifest["step"],
+        },
+    )
+
+
+def from_model(args: argparse.Namespace, dtype: "torch.dtype") -> Source:
+    """A model as it is."""
+    base = load_model(args.model, dtype)
+    now = datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
+    return Source(
+        base,
+        args.identifier,
+        Sampling(),
+        base.default_resolution,
+        args.out or Path("logs") / "samples" / now,
+        {"model": base.source, "fingerprint": base.fingerprint},
+    )
+
+
+def load_model(
+    source: str, dtype: "torch.dtype", revision: str | None = None, variant: str | None = None
+) -> "BaseModel":
+    from ldm.models.base import load_base
+
+    return load_base(source, dtype, revision, variant)
+
+
+def sampling_of(args: argparse.Namespace, defaults: Sampling) -> Sampling:
+    """The source's settings, with what the command line gives on top."""
+    keys = ("sampler", "steps", "scale", "rescale", "negative", "batch")
+    given = {key: getattr(args, key) for key in keys if getattr(args, key) is not None}
+    return replace(defaults, **given)
+
+
+def first_number(folder: Path) -> int:
+    """Make the folder; return the number after the highest that a picture in it begins with."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        starts = [path.name.removeprefix("grid-")[:5] for path in folder.glob("*.png")]
+    except OSError as error:
+        raise UserError(f"--out {folder} cannot be written: {error.strerror}") from error
+    return max((int(start) + 1 for start in starts if start.isdecimal()), default=0)
+
+
+def save(picture: "Image.Image", path: Path, settings: dict[str, Any]) -> None:
+    from ldm.sampling.metadata import png_info
+
+    try:
+        picture.save(path, pnginfo=png_info(settings))
+    except OSError as error:
+        raise UserError(f"--out: {path} cannot be written ({error.strerror or error})") from error
+
+
+def make_pictures(
+    args: argparse.Namespace, source: Source, prompts: list[str], sampling: Sampling
+) -> list[Path]:
+    """Make, save and return every picture, then the grid."""
+    from rich.console import Console
+    from rich.progress import track
+
+    from ldm.sampling.generate import generate
+    from ldm.sampling.grid import labelled_grid
+
+    seeds = list(range(args.seed, args.seed + args.n))
+    jobs = [(prompt, seed) for prompt in prompts for seed in seeds]
+    settings = {**vars(sampling), **source.provenance}
+    settings["width"] = args.width or source.resolution
+    settings["height"] = args.height or source.resolution
+    settings |= {"device": str(source.base.device), "dtype": str(source.base.unet.dtype)}
+    pictures = generate(
+        source.base,
+        [prompt for prompt, _ in jobs],
+        [seed for _, seed in jobs],
+        **vars(sampling),
+        width=settings["width"],
+        height=settings["height"],
+    )
+    number = first_number(source.out)
+    made: list[Image.Image] = []
+    paths: list[Path] = []
+    console = Console(stderr=True)
+    for picture in track(pictures, "pictures", total=len(jobs), console=console):
+        prompt, seed = jobs[len(made)]
+        path = source.out / f"{number + len(made):05d}-seed{seed}.png"
+        save(picture, path, {"prompt": prompt, "seed": seed, **settings})
+        made.append(picture)
+        paths.append(path)
+    rows = [made[start : start + args.n] for start in range(0, len(made), args.n)]
+    grid = source.out / f"grid-{number:05d}.png"
+    shared = {"prompt": "\n".join(prompts), "prompts": prompts, "seeds": seeds, **settings}
+    save(labelled_grid(rows, prompts, [f"seed {seed}" for seed in seeds]), grid, shared)
+    return [*paths, grid]
+
+
+def sample(args: argparse.Namespace) -> list[Path]:
+    """Everything but reading the command line; return the files written, the grid last."""
+    if args.n < 1:
+        raise UserError(f"--n {args.n}: at least one picture per prompt")
+    if args.seed < 0:
+        raise UserError(f"--seed {args.seed}: seeds count from 0")
+    templates = prompts_of(args)
+
+    import torch
+
+    device = device_of(args.device)
+    usual = "fp16" if device.type in ("cuda", "xpu") else "fp32"
+    dtype = getattr(torch, DTYPES[args.dtype or usual])
+    source = (from_run if args.run else from_model)(args, dtype)
+    warn_if_nameless(templates, source.identifier)
+    prompts = [filled(template, source.identifier) for template in templates]
+    sampling = sampling_of(args, source.defaults)
+    sampling.negative = filled(sampling.negative, source.identifier)
+    if sampling.negative and sampling.scale == 1:
+        log.warning("the negative prompt does nothing at guidance scale 1")
+    source.base.to(device)
+    return make_pictures(args, source, prompts, sampling)
+
+
+def main(words: list[str] | None = None) -> int:
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("ldm").setLevel(logging.INFO)
+    args = parse(words)
+    return exit_status(lambda: print(*sample(args)[-1:]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,67 @@
+"""The table of samplers keeps the base's noise schedule."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from ldm.errors import UserError
+from ldm.sampling.samplers import SAMPLERS, make_sampler
+from tests.conftest import tiny_scheduler
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("kind", ["eps", "v"])
+def test_schedule_is_the_bases(name: str, kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    base = tiny_scheduler(kind)
+    sampler = make_sampler(name, base)
+    torch.testing.assert_close(sampler.betas, base.betas)
+    assert sampler.config.prediction_type == base.config.prediction_type
+    assert sampler.config.steps_offset == 1
+    for key, value in SAMPLERS[name].settings.items():
+        assert sampler.config[key] == value
+    assert sampler is not make_sampler(name, base)
+
+
+def test_karras_does_not_stick() -> None:
+    karras = make_sampler("dpmpp_2m_karras", tiny_scheduler("v"))
+    assert not make_sampler("dpmpp_2m", karras).config.use_karras_sigmas
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_zero_terminal_snr_is_obeyed_or_refused(name: str) -> None:
+    from diffusers import DDIMScheduler
+
+    base = DDIMScheduler(
+        rescale_betas_zero_snr=True, prediction_type="v_prediction", timestep_spacing="trailing"
+    )
+    if name in ("plms", "heun"):
+        with pytest.raises(UserError, match="pure noise"):
+            make_sampler(name, base)
+    else:
+        sampler: Any = make_sampler(name, base)
+        assert sampler.alphas_cumprod[-1] < 1e-6
+
+
+def test_unknown_name_lists_the_known() -> None:
+    with pytest.raises(UserError, match=r"'dpm'; there are ddim, .*unipc"):
+        make_sampler("dpm", tiny_scheduler("v"))
+
+
+def test_table() -> None:
+    """The classes and settings written out, so that a slip in the table shows."""
+    made = {name: make_sampler(name, tiny_scheduler("v")) for name in SAMPLERS}
+    assert {name: type(sampler).__name__ for name, sampler in made.items()} == {
+        "ddim": "DDIMScheduler",
+        "plms": "PNDMScheduler",
+        "euler": "EulerDiscreteScheduler",
+        "euler_a": "EulerAncestralDiscreteScheduler",
+        "heun": "HeunDiscreteScheduler",
+        "dpmpp_2m": "DPMSolverMultistepScheduler",
+        "dpmpp_2m_karras": "DPMSolverMultistepScheduler",
+        "unipc": "UniPCMultistepScheduler",
+    }
+    assert made["plms"].config.skip_prk_steps
+    assert made["dpmpp_2m_karras"].config.use_karras_sigmas
+    assert not made["dpmpp_2m"].config.use_karras_sigmas
+    assert made["dpmpp_2m"].config.algorithm_type == "dpmsolver++"
