@@ -1,0 +1,124 @@
+"""Callbacks that write what a run leaves behind, and the one that lets it stop cleanly."""
+
+import logging
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytorch_lightning as pl
+from torch import nn
+
+from ldm.checkpoint import list_snapshots, save_snapshot
+from ldm.checkpoint.resume import NEWEST
+from ldm.training.steps import StepCallback, is_due
+
+log = logging.getLogger(__name__)
+
+
+class Snapshots(StepCallback):
+    """Writes what was trained to RUN/snapshots/step-000400 every so many steps and after the last.
+
+    every: 0 for none. keep: how many of the newest stay (>= 1; None: all); an older one goes only
+    after the newer is complete. config: written into each manifest.
+    """
+
+    def __init__(
+        self,
+        run: Path,
+        modules: Mapping[str, nn.Module],
+        config: Mapping[str, Any],
+        every: int,
+        keep: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.folder = Path(run) / "snapshots"
+        self.modules = modules
+        self.config = config
+        self.every = every
+        self.keep = keep
+
+    def on_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
+        if not is_due(step, self.every, trainer):
+            return
+        if trainer.is_global_zero:
+            save_snapshot(self.folder, self.modules, self.config, step)
+            if self.keep is not None:
+                for path in list(list_snapshots(self.folder).values())[: -self.keep]:
+                    shutil.rmtree(path)
+        trainer.strategy.barrier("snapshot")
+
+
+class Interrupt(pl.Callback):
+    """Turns the first SIGINT or SIGTERM into a request to stop; a second ends the process at once.
+
+    To stand first in the list of callbacks. Only the main thread can handle signals; elsewhere it
+    does nothing.
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._before: dict[signal.Signals, Any] = {}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # here and not earlier: Lightning puts its own handler in place just before
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._handle) for number in self.SIGNALS}
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        self.requested = True
+        log.warning(
+            "%s: finishing this step, saving, then stopping; again to stop at once",
+            signal.Signals(number).name,
+        )
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._restore()
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+
+class ResumeState(StepCallback):
+    """Writes RUN/resume.ckpt every so many steps, after the last, and when asked to stop.
+
+    every: 0 for only when asked to stop. To stand last in the list of callbacks, so that what it
+    records (metrics, snapshots) is there already. After `trainer.fit`, `stopped_at` is the step at
+    which the run was interrupted, None when it went to its end.
+    """
+
+    def __init__(self, run: Path, every: int, interrupt: Interrupt | None = None) -> None:
+        super().__init__()
+        self.run = Path(run)
+        self.every = every
+        self.interrupt = interrupt
+        self.stopped_at: int | None = None
+
+    def on_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
+        stop = self.interrupt is not None and self.interrupt.requested
+        if trainer.world_size > 1:  # a signal may have reached one process only
+            stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
+        if stop or is_due(step, self.every, trainer):
+            trainer.save_checkpoint(self.run / NEWEST)
+        if stop and step != trainer.max_steps:
+            self.stopped_at = step
+            trainer.should_stop = True
+            log.warning(
+                "stopped after step %d; go on with: python main.py --resume %s", step, self.run
+            )

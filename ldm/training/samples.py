@@ -1,0 +1,88 @@
+"""Pictures in the middle of training: the same prompts and seeds each time."""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from PIL import Image
+from pytorch_lightning.utilities.seed import isolate_rng
+from torch import nn
+
+from ldm.checkpoint.files import explain_disk_errors, flush, put_in_place, staging_path
+from ldm.training.steps import StepCallback, is_due
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def undisturbed(module: nn.Module) -> Iterator[None]:
+    """Inside, no gradients; afterwards, random states and train/eval modes are what they were."""
+    modes = [(part, part.training) for part in module.modules()]
+    try:
+        with isolate_rng(), torch.no_grad():
+            yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+class SampleGrid(StepCallback):
+    """Writes RUN/samples/step-000000.png at step 0, every so many steps and after the last.
+
+    draw: device -> the labelled grid; it uses the networks that are being trained. every: 0 for
+    none. The picture also goes to TensorBoard and W&B. A failure at the first grid of a run stops
+    it; a later one is logged and training goes on, since by then there is something to lose.
+    """
+
+    def __init__(self, run: Path, every: int, draw: Callable[[torch.device], Image.Image]) -> None:
+        super().__init__()
+        self.folder = Path(run) / "samples"
+        self.every = every
+        self.draw = draw
+        self._drawn = False
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        if trainer.global_step == 0 and self.every > 0:
+            self.on_step(trainer, pl_module, 0)
+
+    def on_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
+        if not is_due(step, self.every, trainer):
+            return
+        if trainer.is_global_zero:
+            try:
+                with undisturbed(pl_module):
+                    grid = self.draw(pl_module.device)
+                self._save(grid, step)
+                log_picture(trainer, "samples", grid, step)
+            except Exception:
+                if not self._drawn:
+                    raise
+                log.exception("no sample grid at step %d; training goes on", step)
+            self._drawn = True
+        trainer.strategy.barrier("samples")
+
+    def _save(self, grid: Image.Image, step: int) -> None:
+        path = self.folder / f"step-{step:06d}.png"
+        with explain_disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            staged = staging_path(path)
+            grid.save(staged, format="PNG")
+            flush(staged)
+            put_in_place(staged, path)
+
+
+def log_picture(trainer: pl.Trainer, name: str, picture: Image.Image, step: int) -> None:
+    """Give a picture to each logger that takes pictures (TensorBoard, W&B)."""
+    from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
+
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            pixels = np.asarray(picture.convert("RGB"))  # H W 3, uint8
+            logger.experiment.add_image(name, pixels, step, dataformats="HWC")
+        elif isinstance(logger, WandbLogger):
+            logger.log_image(name, [picture], step=step)

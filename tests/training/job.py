@@ -1,0 +1,135 @@
+"""A whole training run on the tiny base, in this process or (as a script) in one of its own.
+
+python tests/training/job.py BASE '[{"run": "PATH", "steps": 4, "precision": "fp32", ...}, ...]'
+"""
+
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch.utils.data import DataLoader
+
+from ldm.checkpoint import find_resume
+from ldm.data.dataset import TrainingSet
+from ldm.data.latents import Latents
+from ldm.models.base import load_base
+from ldm.models.trainable import prepare_training
+from ldm.objective import NoiseSchedule
+from ldm.training import (
+    DreamBoothModule,
+    Interrupt,
+    Metrics,
+    OptimizerSettings,
+    ResumeState,
+    Snapshots,
+    TrainingProgress,
+    make_trainer,
+)
+
+
+def latents_of(count: int, seed: int) -> Latents:
+    """Random latents of `count` pictures in two variants."""
+    generator = torch.Generator().manual_seed(seed)
+    mean = torch.randn(count, 2, 4, 8, 8, generator=generator)
+    return Latents(mean, torch.full_like(mean, 0.1), [f"{n}.png" for n in range(count)])
+
+
+class Kill(pl.Callback):
+    """Sends this process a signal after a step, as a user would."""
+
+    def __init__(self, step: int, signals: list[int]) -> None:
+        self.step, self.signals = step, signals
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            while self.signals:
+                os.kill(os.getpid(), self.signals.pop(0))
+
+
+def build_module(base_folder: Path, text_encoder: bool = True, **options: Any) -> DreamBoothModule:
+    """The module as main.py would build it, with a fast schedule that changes at each step."""
+    base = load_base(base_folder)
+    settings = OptimizerSettings(
+        1e-3, 8, text_encoder_learning_rate=5e-4, warmup=2, schedule="cosine"
+    )
+    return DreamBoothModule(
+        prepare_training(base, text_encoder, gradient_checkpointing=False),
+        base.tokenizer,
+        base.text_encoder,
+        NoiseSchedule.from_scheduler(base.scheduler),
+        settings,
+        **options,
+    )
+
+
+def build_data(prior: bool = True, accumulate: int = 1, **options: Any) -> TrainingSet:
+    prompts = [["a drawing of sks robot", "a photo of sks robot"]] * 3
+    return TrainingSet(
+        latents_of(3, 1),
+        prompts,
+        latents_of(5, 2) if prior else None,
+        "a drawing of a robot",
+        batch=2,
+        prior_batch=4 if prior else 0,
+        accumulate=accumulate,
+        seed=7,
+        **options,
+    )
+
+
+def train(
+    run: Path,
+    base_folder: Path,
+    steps: int,
+    *,
+    precision: str = "fp32",
+    accumulate: int = 2,
+    text_encoder: bool = True,
+    prior: bool = True,
+    resume: bool = False,
+    save_every: int = 100,
+    kill: tuple[int, list[int]] | None = None,
+    extra: tuple[pl.Callback, ...] = (),
+    **options: Any,
+) -> tuple[DreamBoothModule, pl.Trainer, ResumeState]:
+    """Train on random latents; `options`: the module's, loggers, gradient_clip, hardware."""
+    kept = {name: options.pop(name) for name in ("loggers", "gradient_clip") if name in options}
+    hardware = options.pop("hardware", {"accelerator": "cpu", "devices": 1})
+    module = build_module(base_folder, text_encoder, seed=7, **options)
+    point = find_resume(run) if resume else None
+    metrics, interrupt = Metrics(run), Interrupt()
+    state = ResumeState(run, save_every, interrupt)
+    callbacks = [
+        interrupt,
+        metrics,
+        TrainingProgress(metrics),
+        *extra,
+        Snapshots(run, dict(module.trained.items()), {"seed": 7}, save_every, keep=2),
+        *([Kill(*kill)] if kill else []),
+        state,
+    ]
+    trainer = make_trainer(
+        run,
+        steps,
+        callbacks=callbacks,
+        accumulate=accumulate,
+        precision=precision,
+        hardware=hardware,
+        **kept,
+    )
+    place = {"rank": trainer.global_rank, "world": trainer.world_size}
+    data = build_data(prior, accumulate, start_step=point.step if point else 0, **place)
+    loader = DataLoader(data, batch_size=None)
+    trainer.fit(module, loader, ckpt_path=point.path if point else None)
+    return module, trainer, state
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    for job in json.loads(sys.argv[2]):
+        train(Path(job.pop("run")), Path(sys.argv[1]), **job)
