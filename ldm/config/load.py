@@ -1,0 +1,147 @@
+"""Read YAML files and key=value pairs into a `Config`, and report every problem at once.
+
+The only third-party imports are OmegaConf and PyYAML (OmegaConf's own reader), so that a mistake
+in a configuration is reported within a fraction of a second.
+"""
+
+import importlib
+import inspect
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import yaml
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ldm.config.assign import Assigner, without_none
+from ldm.config.checks import combination_problems, range_problems, value_at
+from ldm.config.schema import Config
+from ldm.errors import UserError
+
+
+def load_config(files: list[Path], overrides: list[str]) -> Config:
+    """Merge the schema's defaults, `files` and `overrides` (each "key.sub=value"), left to right.
+
+    Raises UserError that lists every unknown key, wrong type, value out of range and impossible
+    combination, each with the file or "command line" it comes from.
+    """
+    tree = OmegaConf.structured(Config)
+    assigner = Assigner(tree)
+    for file in files:
+        _read_file(Path(file), assigner)
+    for override in overrides:
+        _read_override(override, assigner)
+    problems = [*assigner.problems, *_unresolved(tree)]
+    config = OmegaConf.to_object(tree)
+    assert isinstance(config, Config)
+    problems += [*range_problems(config), *combination_problems(config)]
+    if problems:
+        raise UserError(_listed(problems))
+    return config
+
+
+def _unresolved(tree: DictConfig) -> Iterator[str]:
+    """One line per ${...} that leads nowhere; its key gets its default, so the rest is checked."""
+    for key in config_keys():
+        try:
+            value = OmegaConf.select(tree, key)
+            if isinstance(value, ListConfig):
+                OmegaConf.to_container(value, resolve=True)
+        except (OmegaConfBaseException, ValueError) as error:
+            yield f"{key}: {str(error).splitlines()[0]}"
+            OmegaConf.update(tree, key, value_at(Config(), key))
+
+
+def _listed(problems: list[str]) -> str:
+    if len(problems) == 1:
+        return f"configuration: {problems[0]}"
+    lines = "".join(f"\n  - {problem}" for problem in problems)
+    return f"the configuration has {len(problems)} problems:{lines}"
+
+
+def _read_file(file: Path, assigner: Assigner) -> None:
+    where = str(file)
+    if not file.is_file():
+        there = sorted(str(path) for path in file.parent.glob("*.yaml"))
+        hint = f"; there are: {', '.join(there)}" if there else ""
+        assigner.problems.append(f"{where}: no such configuration file{hint}")
+        return
+    try:
+        text = file.read_text(encoding="utf-8")
+        typed = OmegaConf.to_container(OmegaConf.create(text) if text.strip() else {})
+        raw = yaml.load(text, yaml.BaseLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        reason = getattr(error, "problem", None) or str(error).splitlines()[0]
+        assigner.problems.append(
+            f"{where}{line}: not valid YAML: {reason}; quote texts that hold [ ] : # or commas"
+        )
+        return
+    except (UnicodeDecodeError, OSError, OmegaConfBaseException) as error:
+        assigner.problems.append(f"{where}: cannot be read: {str(error).splitlines()[0]}")
+        return
+    assigner.assign("", typed, raw, where)
+
+
+def _read_override(override: str, assigner: Assigner) -> None:
+    key, equals, text = override.partition("=")
+    key = key.strip()
+    if not equals or not key:
+        assigner.problems.append(
+            f"command line: {override!r}: expected key=value, as in training.steps=400"
+        )
+        return
+    try:
+        typed, raw = yaml.safe_load(text), yaml.load(text, yaml.BaseLoader)
+    except yaml.YAMLError:
+        typed = raw = text
+    assigner.assign(key, typed, raw, "command line", text=text.strip())
+
+
+def split_command_line(words: list[str]) -> tuple[list[Path], list[str]]:
+    """Part `a.yaml b.yaml key=value ...` into files and overrides (a word with = is no file)."""
+    overrides = [word for word in words if "=" in word and not Path(word).is_file()]
+    return [Path(word) for word in words if word not in overrides], overrides
+
+
+def to_yaml(config: Config) -> str:
+    """The whole configuration as YAML; `--base` of it gives the same configuration."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config), sort_keys=False)
+
+
+def config_keys(section: type = Config, prefix: str = "") -> list[str]:
+    """Every key that holds a value, dotted: `training.steps`, ..."""
+    keys: list[str] = []
+    hints = get_type_hints(section)
+    for item in fields(section):
+        kind = without_none(hints[item.name])
+        inner = isinstance(kind, type) and is_dataclass(kind)
+        keys += config_keys(kind, f"{prefix}{item.name}.") if inner else [prefix + item.name]
+    return keys
+
+
+def differences(first: Config, second: Config) -> dict[str, tuple[Any, Any]]:
+    """The keys whose values differ, with both values."""
+    pairs = {key: (value_at(first, key), value_at(second, key)) for key in config_keys()}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def instantiate(dotted: str, **arguments: Any) -> Any:
+    """Call what `package.module:Name` names. UserError if it is absent or takes other arguments."""
+    module_name, _, name = dotted.partition(":")
+    try:
+        target = getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError) as error:
+        raise UserError(
+            f"{dotted!r} cannot be imported ({error}); it must look like package.module:Name"
+        ) from error
+    try:
+        inspect.signature(target).bind(**arguments)
+    except ValueError:
+        pass  # written in C, without a signature
+    except TypeError as error:
+        raise UserError(f"{dotted!r} cannot be called with {sorted(arguments)}: {error}") from error
+    return target(**arguments)

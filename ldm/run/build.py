@@ -1,0 +1,185 @@
+"""A configuration becomes the module, the data, the callbacks and the Trainer."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from PIL import Image
+from pytorch_lightning.loggers import Logger, TensorBoardLogger
+from torch import nn
+
+from ldm.checkpoint import find_resume
+from ldm.config import Config
+from ldm.errors import UserError
+from ldm.models.base import BaseModel
+from ldm.models.trainable import prepare_training
+from ldm.objective import NoiseSchedule
+from ldm.run.data import RunData
+from ldm.run.prepare import Prepared, filled
+from ldm.sampling.generate import generate
+from ldm.sampling.grid import labelled_grid
+from ldm.training import (
+    DreamBoothModule,
+    Interrupt,
+    Metrics,
+    OptimizerSettings,
+    ResumeState,
+    SampleGrid,
+    Snapshots,
+    TrainingProgress,
+    make_trainer,
+)
+
+
+@dataclass
+class Job:
+    """All that `trainer.fit` needs, and what it trains."""
+
+    trainer: pl.Trainer
+    module: DreamBoothModule
+    data: RunData
+    modules: dict[str, nn.Module]  # those that are trained
+    resume_state: ResumeState
+
+    def fit(self, ckpt_path: Path | None = None) -> bool:
+        """Train, from a resume state if given. False where the user stopped it before its end."""
+        self.trainer.fit(self.module, datamodule=self.data, ckpt_path=ckpt_path, weights_only=True)
+        return self.resume_state.stopped_at is None
+
+
+def build_job(config: Config, ready: Prepared, run: Path) -> Job:
+    """Put everything together; nothing is written. UserError: no such device or strategy."""
+    modules = prepare_training(
+        ready.base, config.model.train_text_encoder, config.model.gradient_checkpointing
+    )
+    interrupt, metrics = Interrupt(), Metrics(run)
+    resume_state = ResumeState(run, config.training.save_every, interrupt)
+    callbacks = [
+        interrupt,
+        metrics,
+        TrainingProgress(metrics),
+        SampleGrid(run, config.samples.every, grid_drawer(config, ready)),
+        Snapshots(run, modules, asdict(config), config.snapshots.every, config.snapshots.keep),
+        resume_state,
+    ]
+    return Job(
+        trainer=build_trainer(config, run, callbacks),
+        module=build_module(config, ready.base, modules),
+        data=RunData(config, ready),
+        modules=modules,
+        resume_state=resume_state,
+    )
+
+
+def build_module(
+    config: Config, base: BaseModel, modules: dict[str, nn.Module]
+) -> DreamBoothModule:
+    training = config.training
+    first, second = training.betas
+    optimizer = OptimizerSettings(
+        learning_rate=training.learning_rate,
+        steps=training.steps,
+        text_encoder_learning_rate=training.text_encoder_learning_rate,
+        betas=(first, second),
+        weight_decay=training.weight_decay,
+        warmup=training.warmup,
+        schedule=training.schedule,
+    )
+    return DreamBoothModule(
+        modules,
+        base.tokenizer,
+        base.text_encoder,
+        NoiseSchedule.from_scheduler(base.scheduler),
+        optimizer,
+        prior_weight=config.prior.weight if config.prior else 0.0,
+        min_snr_gamma=training.min_snr_gamma,
+        seed=config.seed,
+    )
+
+
+def build_trainer(config: Config, run: Path, callbacks: list[pl.Callback]) -> pl.Trainer:
+    """UserError, naming the section, for hardware that is not there."""
+    hardware, training = config.trainer, config.training
+    devices = hardware.devices
+    try:
+        return make_trainer(
+            run,
+            training.steps,
+            callbacks=callbacks,
+            loggers=build_loggers(config, run),
+            accumulate=training.accumulate,
+            gradient_clip=training.gradient_clip,
+            precision=training.precision,
+            hardware={
+                "accelerator": hardware.accelerator,
+                "devices": int(devices) if devices.lstrip("-").isdecimal() else devices,
+                "num_nodes": hardware.nodes,
+                "strategy": hardware.strategy,
+                "deterministic": hardware.deterministic,
+            },
+        )
+    except UserError:
+        raise
+    except (ValueError, RuntimeError) as error:  # among them Lightning's MisconfigurationException
+        raise UserError(f"trainer={asdict(hardware)}: {error}") from error
+
+
+def build_loggers(config: Config, run: Path) -> list[Logger]:
+    loggers: list[Logger] = [
+        TensorBoardLogger(run.parent, name=run.name, version="", default_hp_metric=False)
+    ]
+    if config.logger.wandb:
+        from pytorch_lightning.loggers import WandbLogger
+
+        loggers.append(
+            WandbLogger(
+                name=run.name,
+                project=config.logger.project,
+                save_dir=run,
+                offline=config.logger.offline,
+                config=asdict(config),
+            )
+        )
+    return loggers
+
+
+def grid_drawer(config: Config, ready: Prepared) -> Callable[[torch.device], Image.Image]:
+    """A function that draws the sample grid with the networks as they then are: a row a prompt."""
+    samples, sampling, base = config.samples, config.sampling, ready.base
+    labels = filled(config, samples.prompts)
+    seeds = [samples.seed + place for place in range(samples.count)]
+
+    def draw(device: torch.device) -> Image.Image:
+        pictures = list(
+            generate(
+                base.to(device),
+                [prompt for prompt in labels for _ in seeds],
+                seeds * len(labels),
+                negative=sampling.negative,
+                scale=sampling.scale,
+                rescale=sampling.rescale,
+                steps=sampling.steps,
+                sampler=sampling.sampler,
+                height=ready.resolution,
+                width=ready.resolution,
+                batch=sampling.batch,
+            )
+        )
+        rows = [
+            pictures[start : start + len(seeds)] for start in range(0, len(pictures), len(seeds))
+        ]
+        return labelled_grid(rows, labels)
+
+    return draw
+
+
+def resume_point(run: Path) -> Path | None:
+    """The resume state to go on from; None: nothing was saved yet. UserError: all are damaged."""
+    try:
+        point: Any = find_resume(run)
+    except FileNotFoundError as error:
+        raise UserError(str(error)) from error
+    return point.path if point else None

@@ -1,0 +1,92 @@
+"""Teach a Stable Diffusion model one subject from a few pictures, and measure what it learnt."""
+
+import argparse
+import logging
+import sys
+import warnings
+from datetime import datetime
+from pathlib import Path
+
+from ldm.config import Config, load_config, split_command_line, to_yaml
+from ldm.errors import exit_status
+
+EXAMPLES = """\
+examples:
+  python main.py --base configs/dreambooth.yaml
+  python main.py --base configs/dreambooth.yaml subject.pictures=my/dog subject.class_noun=dog
+  python main.py --base configs/dreambooth.yaml configs/low_memory.yaml training.steps=400 --dry-run
+  python main.py --resume logs/2026-01-31T10-20-30_robot
+"""
+
+
+def parse(words: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line: `files` and `overrides` are what stands beside the options."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--base", nargs="+", default=[], metavar="YAML", help="configs, merged left to right")
+    add("--name", help="ends the run folder's name (default: the class noun)")
+    add("--dry-run", action="store_true", help="print the merged config and the plan, then stop")
+    add("--resume", type=Path, metavar="RUN", help="go on with a run folder")
+    add("overrides", nargs="*", metavar="key.sub=value", help="on top of the configs")
+    args = parser.parse_intermixed_args(words)
+    args.files, args.overrides = split_command_line([*args.base, *args.overrides])
+    if not args.files and not args.resume:
+        parser.error("give --base configs/dreambooth.yaml, or --resume with a run folder")
+    if args.name is not None:
+        args.overrides.append(f"name={args.name}")
+    return args
+
+
+def configured(args: argparse.Namespace) -> Config:
+    """The validated configuration; loads no library that takes long."""
+    if args.resume is None:
+        return load_config(args.files, args.overrides)
+    from ldm.run.folder import resumed_config
+
+    return resumed_config(args.resume, args.files, args.overrides)
+
+
+def train(args: argparse.Namespace) -> None:
+    """One run, from the command line to the report."""
+    config = configured(args)
+
+    from ldm.run import build, finish, folder
+    from ldm.run.plan import plan_lines
+    from ldm.run.prepare import prepare
+
+    ready = prepare(config)
+    run = args.resume or folder.new_run(config, datetime.now())
+    if args.dry_run:
+        print(to_yaml(config), *plan_lines(config, ready, run), sep="\n")
+        return
+
+    facts = folder.run_facts(config, ready.base.source, ready.base.fingerprint, ready.digests)
+    job = build.build_job(config, ready, run)
+    start = None
+    if args.resume:
+        folder.check_unchanged(run, facts)
+        start = build.resume_point(run)
+        if folder.is_first_process():
+            folder.write_config(run, config)
+    elif folder.is_first_process():
+        folder.create_run(run, config, facts)
+
+    finished = job.fit(start)  # class images first: each process makes its share of them
+    if not finished or not job.trainer.is_global_zero:
+        return
+    finish.evaluate(config, run, ready, config.training.steps)
+    print(*finish.report_lines(run), sep="\n")
+
+
+def main(words: list[str] | None = None) -> int:
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    warnings.filterwarnings("ignore", message=".*You have overridden `on_before_batch_transfer`.*")
+    logging.getLogger("ldm").setLevel(logging.INFO)
+    args = parse(words)
+    return exit_status(lambda: train(args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,264 @@
+"""Configuration: merging, what a value may be, and that every problem is named at once."""
+
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import yaml
+
+from ldm.config import (
+    Config,
+    config_keys,
+    differences,
+    instantiate,
+    load_config,
+    split_command_line,
+    to_yaml,
+)
+from ldm.config.schema import Prior, Sampler
+from ldm.errors import UserError
+
+ROOT = Path(__file__).parent.parent
+MAIN_JOB = ROOT / "configs" / "dreambooth.yaml"
+OVERLAYS = sorted(set((ROOT / "configs").glob("*.yaml")) - {MAIN_JOB})
+# Configurations of other commands: they are validated by those commands' tests.
+OVERLAYS = [path for path in OVERLAYS if not path.stem.startswith(("pretrain", "oracle"))]
+
+
+def problems(*overrides: str, files: tuple[Path, ...] = ()) -> str:
+    with pytest.raises(UserError) as caught:
+        load_config(list(files), list(overrides))
+    return str(caught.value)
+
+
+def yaml_file(folder: Path, text: str, name: str = "some.yaml") -> Path:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_main_job_holds_every_key() -> None:
+    document = yaml.safe_load(MAIN_JOB.read_text(encoding="utf-8"))
+
+    def flat(section: dict, prefix: str = "") -> set[str]:
+        keys: set[str] = set()
+        for name, value in section.items():
+            inner = isinstance(value, dict)
+            keys |= flat(value, f"{prefix}{name}.") if inner else {prefix + name}
+        return keys
+
+    assert flat(document) == set(config_keys())
+
+
+@pytest.mark.parametrize("path", [MAIN_JOB, *OVERLAYS], ids=lambda path: path.name)
+def test_shipped_configs_are_valid_and_commented(path: Path) -> None:
+    load_config([MAIN_JOB, path], [])
+    lines = path.read_text(encoding="utf-8").splitlines()
+    head = [line for line in lines[:12] if line.startswith("#")]
+    assert any("python main.py --base" in line for line in head), "opens with its launch command"
+    for line, above in zip(lines, ["", *lines], strict=False):
+        if re.match(r" *\w+:", line) and not re.fullmatch(r"\w+:", line):  # not a bare section
+            assert "#" in line or above.strip().startswith("#"), f"{path.name}: no comment: {line}"
+
+
+def test_files_and_overrides_merge_left_to_right(tmp_path: Path) -> None:
+    first = yaml_file(tmp_path, "training: {steps: 10, batch: 2}\nseed: 1", "a.yaml")
+    second = yaml_file(tmp_path, "training: {steps: 20}", "b.yaml")
+    config = load_config([first, second], ["training.learning_rate=1e-5", "seed=3"])
+    assert (config.training.steps, config.training.batch, config.seed) == (20, 2, 3)
+    assert config.training.learning_rate == 1e-5
+    assert load_config([second, first], []).training.steps == 10
+
+
+def test_yaml_of_a_config_repeats_it(tmp_path: Path) -> None:
+    overrides = ["sampling.negative=no", "prior=null", "subject.prompt=[V] dog: a #1", "name=1"]
+    config = load_config([MAIN_JOB], overrides)
+    assert config.sampling.negative == "no"
+    assert load_config([yaml_file(tmp_path, to_yaml(config))], []) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "prompts"),
+    [
+        ("a drawing of [V] dog", ["a drawing of [V] dog"]),
+        ("[V] dog", ["[V] dog"]),
+        ("[V]", ["[V]"]),
+        ("a [V] dog: red, at 50% #1", ["a [V] dog: red, at 50% #1"]),
+        ("'[V] dog'", ["[V] dog"]),
+        ('["a [V] dog", "two [V]"]', ["a [V] dog", "two [V]"]),
+        ("a ${subject.class_noun} [V]", ["a robot [V]"]),
+    ],
+)
+def test_prompts_from_the_command_line(text: str, prompts: list[str]) -> None:
+    assert load_config([], [f"subject.prompt={text}"]).subject.prompt == prompts
+
+
+def test_texts_stay_texts(tmp_path: Path) -> None:
+    """What YAML takes for a boolean, a number or null is a text where a text is wanted."""
+    for text in ("no", "1e5", "0x10", "2020-01-01", "1_000"):
+        assert load_config([], [f"subject.identifier={text}"]).subject.identifier == text
+        file = yaml_file(tmp_path, f"subject: {{identifier: {text}}}")
+        assert load_config([file], []).subject.identifier == text
+    assert load_config([], ["subject.identifier='null'"]).subject.identifier == "null"
+    assert load_config([], ["model.revision=null"]).model.revision is None
+    assert load_config([], ["samples.prompts=no"]).samples.prompts == ["no"]
+
+
+def test_null_and_optional_section() -> None:
+    assert load_config([], ["prior=null"]).prior is None
+    made = load_config([], ["prior=null", "prior.count=9"]).prior
+    assert made is not None
+    noun = replace(Prior(), count=9, prompt="a drawing of a robot")
+    assert made == noun
+
+
+def test_class_noun_reaches_the_prompts() -> None:
+    config = load_config([MAIN_JOB], ["subject.class_noun=fish"])
+    assert config.prior and config.prior.prompt == "a drawing of a fish"
+    assert config.subject.prompt == ["a drawing of [V] fish"]
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("training.stepz=3", "did you mean training.steps?"),
+        ("trainig.steps=3", "did you mean training.steps?"),
+        ("lr=1", "did you mean training.learning_rate?"),
+        ("steps=3", "training.steps"),
+        ("training.steps.x=3", "unknown key"),
+        ("nothing=3", "known here: name, logs"),
+        ("training.nothing=3", "known here: steps, batch"),
+        ("training", "expected key=value"),
+        ("=3", "expected key=value"),
+        ("training.batch=abc", "training.batch=abc: must be a whole number"),
+        ("training.batch=2.5", "whole number"),
+        ("training.batch=true", "whole number"),
+        ("training.batch=null", "whole number"),
+        ("training.learning_rate=fast", "must be a number"),
+        ("logger.wandb=perhaps", "true or false"),
+        ("training.schedule=cosin", "did you mean cosine?"),
+        ("sampling.sampler=ddmi", "did you mean ddim?"),
+        ("training.precision=16", "one of fp32, bf16-mixed, 16-mixed"),
+        ("training.betas=0.9", "a list of numbers"),
+        ("training.betas=[0.9]", "two numbers"),
+        ("training.betas=[0.9,1.0]", "two numbers"),
+        ("model=3", "model=3: must be a section"),
+        ("prior=4", "null or a section"),
+        ("subject.identifier=null", "not null"),
+        ("samples.prompts=['a, b", "list of texts"),
+        ("subject.prompt=a [V] ${nowhere}", "nowhere"),
+        ("training.steps=0", "training.steps=0: must be at least 1"),
+        ("training.batch=-1", "at least 1"),
+        ("training.learning_rate=0", "more than 0"),
+        ("training.learning_rate=nan", "finite"),
+        ("training.learning_rate=.inf", "finite"),
+        ("training.gradient_clip=0", "more than 0"),
+        ("training.min_snr_gamma=-5", "more than 0"),
+        ("sampling.rescale=2", "at most 1"),
+        ("seed=-1", "at least 0"),
+        ("training.accumulate=3 prior=null", "training.batch=4: must be a multiple"),
+        ("prior.batch=3 training.accumulate=2", "prior.batch=3: must be a multiple"),
+        ("training.warmup=301", "longer than training.steps=300"),
+        (
+            "model.train_text_encoder=false training.text_encoder_learning_rate=1e-5",
+            "text_encoder_learning_rate",
+        ),
+        ("samples.prompts=[]", "samples.every=0"),
+        ("subject.prompt=[]", "at least one prompt"),
+        ("subject.prompt=a robot", "put [V] where"),
+        ("subject.class_noun=", "subject.class_noun is empty"),
+        ("subject.pictures=", "subject.pictures is empty"),
+        ("subject.background=whight", "must be a colour"),
+        ("prior.prompt=a cat", "does not contain the class noun"),
+        ("prior.prompt=a sks robot", "leave the identifier out"),
+        ("prior.prompt=a [V] robot", "leave the identifier out"),
+        ("trainer.devices=two", "trainer.devices"),
+        ("name=a/b", "letters"),
+        ("evaluation.oracle=ldm.storybook", "package.module:Name"),
+    ],
+)
+def test_each_problem_is_named(override: str, said: str) -> None:
+    message = problems(*re.split(r" (?=[\w.]+=)", override))
+    assert said in message
+    assert "\n" not in message, "one problem is one line"
+
+
+def test_all_problems_at_once(tmp_path: Path) -> None:
+    file = yaml_file(tmp_path, "training: {stepz: 3, steps: no}\nmodel: 4\n")
+    message = problems("seed=x", "prior.count=0", files=(file, tmp_path / "absent.yaml"))
+    for said in (
+        "6 problems",
+        f"{file}: training.stepz: unknown key",
+        f"{file}: training.steps=False: must be a whole number",
+        f"{file}: model=4",
+        "absent.yaml: no such configuration file",
+        "command line: seed=x",
+        "prior.count=0: must be at least 1",
+    ):
+        assert said in message
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("subject:\n  prompt: [V] dog\n", "line 2"),
+        ("- a\n- b\n", "section"),
+        ("seed: 1\nseed: 2\n", "duplicate"),
+        ("seed: [\n", "not valid YAML"),
+    ],
+)
+def test_damaged_files(tmp_path: Path, text: str, said: str) -> None:
+    file = yaml_file(tmp_path, text)
+    message = problems(files=(file,))
+    assert str(file) in message and said in message
+
+
+def test_empty_file_and_non_text(tmp_path: Path) -> None:
+    assert load_config([yaml_file(tmp_path, "# nothing\n")], []) == load_config([], [])
+    file = tmp_path / "picture.yaml"
+    file.write_bytes(b"\xff\xd8\xff")
+    assert "cannot be read" in problems(files=(file,))
+
+
+def test_split_command_line() -> None:
+    words = ["a.yaml", "x.y=1", "b.yaml", "subject.prompt=a = b"]
+    assert split_command_line(words) == (
+        [Path("a.yaml"), Path("b.yaml")],
+        ["x.y=1", "subject.prompt=a = b"],
+    )
+
+
+def test_differences() -> None:
+    assert differences(load_config([], []), load_config([], ["seed=4"])) == {"seed": (0, 4)}
+    assert "prior.count" in differences(load_config([], []), load_config([], ["prior=null"]))
+
+
+def test_instantiate() -> None:
+    assert instantiate("datetime:timedelta", days=2).days == 2
+    for dotted in ("datetime:nothing", "nothing.at_all:x", "datetime"):
+        with pytest.raises(UserError, match="package.module:Name"):
+            instantiate(dotted)
+    with pytest.raises(UserError, match="cannot be called"):
+        instantiate("ldm.config:load_config", nothing=1)
+
+
+def test_samplers_are_those_that_exist() -> None:
+    from ldm.sampling.samplers import SAMPLERS
+
+    assert set(get_args(Sampler)) == set(SAMPLERS)
+
+
+def test_default_values_of_main_job() -> None:
+    """The schema's defaults and the main job agree, so that overlays mean the same on either."""
+    assert differences(load_config([], []), load_config([MAIN_JOB], [])) == {}
+    assert isinstance(load_config([], []), Config)
+
+
+def test_no_heavy_import_before_the_config_is_valid() -> None:
+    code = "import sys, main; main.main(['--base', 'absent.yaml']); print('torch' in sys.modules)"
+    made = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert made.stdout.strip() == "False", made.stderr
