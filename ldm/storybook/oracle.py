@@ -1,0 +1,150 @@
+"""The oracle: reads class, colour, setting and accessory off a picture, and tells designs apart.
+
+A small convolutional network trained on rendered pictures (`pretraining.oracle`), shipped in
+`data/storybook-oracle`. It measures what a model of the storybook world drew.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ldm.errors import UserError
+from ldm.evaluation.oracle import Question, Reading
+from ldm.storybook.captions import compose
+from ldm.storybook.world import ACCESSORIES, COLOURS, NOUNS, SETTINGS
+
+FOLDER = Path("data/storybook-oracle")
+OTHER = "other"  # a colour outside the world's palette
+VOCABULARY: dict[str, tuple[str, ...]] = {
+    "class": NOUNS,
+    "colour": (*COLOURS, OTHER),
+    "setting": SETTINGS,
+    "accessory": ACCESSORIES,
+}
+
+
+class _Block(nn.Module):
+    """A pre-activation residual block that halves the picture."""
+
+    def __init__(self, inside: int, outside: int):
+        super().__init__()
+        self.norm1 = nn.BatchNorm2d(inside)
+        self.conv1 = nn.Conv2d(inside, outside, 3, stride=2, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(outside)
+        self.conv2 = nn.Conv2d(outside, outside, 3, padding=1, bias=False)
+        self.skip = nn.Conv2d(inside, outside, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv1(functional.relu(self.norm1(x)))
+        y = self.conv2(functional.relu(self.norm2(y)))
+        return y + self.skip(functional.avg_pool2d(x, 2))
+
+
+class StorybookOracle(nn.Module):
+    """Pictures [N, 3, 64, 64] in [-1, 1] -> logits for each attribute, "none" and an embedding."""
+
+    def __init__(self, channels: Sequence[int] = (32, 64, 96, 128), embedding: int = 64):
+        super().__init__()
+        self.stem = nn.Conv2d(3, channels[0], 5, stride=2, padding=2)  # 64 -> 32 pixels
+        self.blocks = nn.Sequential(
+            *(_Block(a, b) for a, b in zip(channels, channels[1:], strict=False))
+        )  # 32 -> 4 pixels
+        features = channels[-1]
+        self.norm = nn.BatchNorm2d(features)
+        self.mix = nn.Linear(features * 16, 192)  # where things are matters: no pooling
+        self.heads = nn.ModuleDict(
+            {name: nn.Linear(192, len(words)) for name, words in VOCABULARY.items()}
+        )
+        self.none = nn.Linear(192, 1)
+        self.embed = nn.Linear(192, embedding)
+
+    def forward(self, pictures: Tensor) -> dict[str, Tensor]:
+        x = self.blocks(self.stem(pictures))
+        x = functional.relu(self.norm(x)).flatten(1)  # N x 128 x 4 x 4 -> N x 2048
+        x = functional.relu(self.mix(x))
+        logits = {name: head(x) for name, head in self.heads.items()}
+        embedding = functional.normalize(self.embed(x).float(), dim=1)
+        return {**logits, "none": self.none(x)[:, 0], "embedding": embedding}
+
+    @classmethod
+    def load(cls, folder: Path = FOLDER) -> Self:
+        """The shipped oracle, in eval mode. UserError where the folder lacks it."""
+        weights, about = folder / "oracle.safetensors", folder / "oracle.json"
+        if not weights.is_file() or not about.is_file():
+            raise UserError(
+                f"{folder}: no oracle.safetensors with oracle.json; make it with "
+                "`python scripts/pretrain.py --stage oracle`, or set `evaluation.oracle=null`"
+            )
+        shape = json.loads(about.read_text())
+        oracle = cls(shape["channels"], shape["embedding"])
+        state = load_file(weights)
+        oracle.load_state_dict(
+            {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
+        )
+        return oracle.eval().requires_grad_(False)
+
+    def questions(self, identifier: str, class_noun: str) -> list[Question]:
+        """What to ask of a model about a subject of class `class_noun` (see `questions`)."""
+        return questions(identifier, class_noun)
+
+    @torch.no_grad()
+    def read(self, pictures: Sequence[Image.Image], batch: int = 64) -> list[Reading]:
+        """What each picture shows; pictures of another size are resized to 64 x 64."""
+        readings = []
+        for start in range(0, len(pictures), batch):
+            out = self(as_batch(pictures[start : start + batch]))
+            best = {name: out[name].argmax(1).tolist() for name in VOCABULARY}
+            for i in range(len(out["none"])):
+                words = {name: VOCABULARY[name][best[name][i]] for name in VOCABULARY}
+                readings.append(
+                    Reading(words, bool(out["none"][i] > 0), out["embedding"][i].numpy())
+                )
+        return readings
+
+
+def questions(identifier: str, class_noun: str) -> list[Question]:
+    """Every setting and accessory asked of the subject, and the bare class name.
+
+    A class noun that the world does not have is not checked.
+    """
+    known = {"class": class_noun} if class_noun in NOUNS else {}
+    asked = [
+        Question(
+            "subject",
+            compose(class_noun, setting=setting, identifier=identifier),
+            {**known, "setting": setting},
+        )
+        for setting in SETTINGS
+    ]
+    asked += [
+        Question(
+            "subject",
+            compose(class_noun, accessory=accessory, identifier=identifier),
+            {**known, "accessory": accessory},
+        )
+        for accessory in ACCESSORIES[1:]
+    ]
+    return [*asked, Question("class", compose(class_noun), known)]
+
+
+def as_batch(pictures: Sequence[Image.Image]) -> Tensor:
+    """PIL pictures -> [N, 3, 64, 64] in [-1, 1]."""
+    arrays = [
+        np.asarray(p.convert("RGB").resize((64, 64), Image.Resampling.BICUBIC)) for p in pictures
+    ]
+    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def load_oracle() -> StorybookOracle:
+    """The shipped oracle: what `evaluation.oracle` names."""
+    return StorybookOracle.load()

@@ -1,0 +1,1 @@
+"""How the embedded base is trained from scratch on the storybook world, stage by stage."""

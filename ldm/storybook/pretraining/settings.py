@@ -1,0 +1,61 @@
+"""Every number of the pretraining recipe; `configs/pretrain/storybook.yaml` holds the shipped one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ldm.storybook.pretraining.loop import LoopSettings
+
+
+@dataclass
+class PoolSettings:
+    """How many pictures are drawn for each stage."""
+
+    vae: int = 16000
+    diffusion: int = 80000
+    oracle_families: int = 3000
+
+
+@dataclass
+class VaeSettings:
+    channels: list[int] = field(default_factory=lambda: [32, 48, 64])
+    latent_channels: int = 4
+    batch: int = 32  # crops of 32 x 32 pixels
+    loop: LoopSettings = field(
+        default_factory=lambda: LoopSettings(4800, 2e-3, 100, 0.4, ema=0.998)
+    )
+
+
+@dataclass
+class DiffusionSettings:
+    channels: list[int] = field(default_factory=lambda: [64, 128, 192])
+    text_width: int = 128
+    text_layers: int = 3
+    text_length: int = 32  # tokens
+    vocabulary: int = 800  # at most
+    batch: int = 64
+    min_snr_gamma: float = 5.0
+    start_from: str | None = None  # a folder of this shape whose weights to go on from
+    half_trained_at: list[int] = field(default_factory=lambda: [150, 300, 450])  # for the oracle
+    half_trained_count: int = 256  # pictures at each of these steps
+    loop: LoopSettings = field(default_factory=lambda: LoopSettings(7000, 1e-3))
+
+
+@dataclass
+class OracleSettings:
+    channels: list[int] = field(default_factory=lambda: [32, 64, 96, 128])
+    embedding: int = 64
+    families: int = 8  # of three things with four pictures each, a step
+    loop: LoopSettings = field(default_factory=lambda: LoopSettings(3000, 2e-3))
+
+
+@dataclass
+class PretrainSettings:
+    base: str = "data/storybook-sd"  # where the base is put
+    oracle_folder: str = "data/storybook-oracle"  # where the oracle is put
+    work: str = "logs/pretrain"  # states of unfinished stages, latents
+    seed: int = 0
+    pool: PoolSettings = field(default_factory=PoolSettings)
+    vae: VaeSettings = field(default_factory=VaeSettings)
+    diffusion: DiffusionSettings = field(default_factory=DiffusionSettings)
+    oracle: OracleSettings = field(default_factory=OracleSettings)

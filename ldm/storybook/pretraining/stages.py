@@ -1,0 +1,185 @@
+"""The stages in their order, each reading what the ones before it left in the work folder.
+
+A stage that was interrupted goes on from its last saved step; one that is done is not done again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline
+from safetensors.torch import save_file
+from torch import nn
+from transformers import CLIPTokenizer
+
+from ldm.models.base import BaseModel, load_base
+from ldm.sampling.generate import generate
+from ldm.storybook import full_caption, random_scene
+from ldm.storybook.oracle import StorybookOracle
+from ldm.storybook.pretraining.diffusion import (
+    encode_pool,
+    new_scheduler,
+    new_text_encoder,
+    new_unet,
+    train_diffusion,
+)
+from ldm.storybook.pretraining.oracle import draw_lesson, train_oracle
+from ldm.storybook.pretraining.pool import draw_pool, save_array
+from ldm.storybook.pretraining.score import score_stage
+from ldm.storybook.pretraining.settings import PretrainSettings
+from ldm.storybook.pretraining.tokenizer import train_tokenizer
+from ldm.storybook.pretraining.vae import new_vae, train_vae
+
+log = logging.getLogger(__name__)
+VAE_POOL, DIFFUSION_POOL, LESSON = 11, 12, 13  # added to the seed, so that pools differ
+
+
+def vae_stage(settings: PretrainSettings) -> None:
+    """Rendered pictures -> `work/vae`."""
+    folder = Path(settings.work) / "vae"
+    if (folder / "config.json").is_file():
+        return
+    pool = draw_pool(settings.pool.vae, settings.seed + VAE_POOL, subject_share=0.4, variants=1)
+    torch.manual_seed(settings.seed)
+    vae = new_vae(settings.vae.channels, settings.vae.latent_channels)
+    state = Path(settings.work) / "vae.pt"
+    train_vae(vae, pool, settings.vae.loop, settings.vae.batch, settings.seed, state)
+    vae.save_pretrained(folder)
+
+
+def tokenizer_stage(settings: PretrainSettings) -> None:
+    """Captions -> `work/tokenizer`."""
+    folder = Path(settings.work) / "tokenizer"
+    if folder.is_dir():
+        return
+    rng = np.random.default_rng(settings.seed)
+    captions = [full_caption(random_scene(rng)) for _ in range(4000)]
+    wanted = settings.diffusion
+    tokenizer = train_tokenizer(captions, wanted.text_length, wanted.vocabulary)
+    tokenizer.save_pretrained(folder)
+    tokenizer.backend_tokenizer.model.save(str(folder))  # vocab.json, merges.txt: for other tools
+
+
+def latents_stage(settings: PretrainSettings) -> None:
+    """Rendered pictures -> `work/latents.npy` and `work/captions.json`."""
+    work = Path(settings.work)
+    if (work / "latents.npy").is_file():
+        return
+    pool = draw_pool(settings.pool.diffusion, settings.seed + DIFFUSION_POOL)
+    vae = AutoencoderKL.from_pretrained(work / "vae").eval()
+    (work / "captions.json").write_text(json.dumps(pool.captions))
+    save_array(work / "latents.npy", encode_pool(vae, pool))
+
+
+def _new_networks(settings: PretrainSettings, tokenizer: CLIPTokenizer) -> nn.ModuleDict:
+    wanted = settings.diffusion
+    if wanted.start_from is not None:
+        start = load_base(wanted.start_from)
+        networks = {"unet": start.unet, "text_encoder": start.text_encoder}
+        return nn.ModuleDict(networks).requires_grad_(True)
+    torch.manual_seed(settings.seed)
+    text_encoder = new_text_encoder(tokenizer, wanted.text_width, wanted.text_layers)
+    size = 64 // 2 ** (len(settings.vae.channels) - 1)
+    unet = new_unet(size, settings.vae.latent_channels, wanted.channels, wanted.text_width)
+    return nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
+
+
+def diffusion_stage(settings: PretrainSettings) -> None:
+    """Latents and captions -> the base folder, a diffusers pipeline in float16."""
+    work, wanted = Path(settings.work), settings.diffusion
+    tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")
+    vae = AutoencoderKL.from_pretrained(work / "vae").eval()
+    networks = _new_networks(settings, tokenizer)
+    base = BaseModel(
+        tokenizer,
+        networks["text_encoder"],
+        vae,
+        networks["unet"],
+        new_scheduler(),
+        source="pretraining",
+        fingerprint="",
+        vae_fingerprint="",
+    )
+
+    def after(step: int) -> None:
+        if step in wanted.half_trained_at:
+            drawn = half_trained(base, wanted.half_trained_count, settings.seed + step)
+            save_array(work / f"half_trained_{step:06d}.npy", drawn)
+
+    train_diffusion(
+        tokenizer,
+        networks,
+        np.load(work / "latents.npy", mmap_mode="r"),
+        json.loads((work / "captions.json").read_text()),
+        wanted.loop,
+        wanted.batch,
+        wanted.min_snr_gamma,
+        settings.seed,
+        work / "diffusion.pt",
+        after,
+    )
+    save_base(base, Path(settings.base))
+
+
+def half_trained(base: BaseModel, count: int, seed: int) -> np.ndarray:
+    """What the unfinished base draws: count x 64 x 64 x 3, uint8; the oracle must refuse it."""
+    rng = np.random.default_rng(seed)
+    prompts = [full_caption(random_scene(rng)) for _ in range(count)]
+    drawn = generate(base, prompts, range(seed, seed + count), steps=12, batch=32)
+    return np.stack([np.asarray(picture) for picture in drawn])
+
+
+def save_base(base: BaseModel, folder: Path) -> None:
+    """Write the base as the diffusers folder that `StableDiffusionPipeline` opens, float16."""
+    from copy import deepcopy
+
+    pipeline = StableDiffusionPipeline(
+        vae=deepcopy(base.vae),
+        text_encoder=deepcopy(base.text_encoder),
+        tokenizer=base.tokenizer,
+        unet=deepcopy(base.unet),
+        scheduler=base.scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.to(torch.float16).save_pretrained(folder)
+    base.tokenizer.backend_tokenizer.model.save(str(folder / "tokenizer"))
+
+
+def oracle_stage(settings: PretrainSettings) -> None:
+    """Renders, spoilt and half-trained pictures -> the oracle's folder, float16."""
+    work, wanted = Path(settings.work), settings.oracle
+    # The other half of these pictures is for testing.
+    early = [np.load(path)[::2] for path in sorted(work.glob("half_trained_*.npy"))]
+    torch.manual_seed(settings.seed)
+    oracle = train_oracle(
+        StorybookOracle(wanted.channels, wanted.embedding),
+        draw_lesson(settings.pool.oracle_families, settings.seed + LESSON),
+        np.concatenate(early) if early else np.zeros((0, 64, 64, 3), np.uint8),
+        wanted.loop,
+        wanted.families,
+        settings.seed,
+        work / "oracle.pt",
+    )
+    folder = Path(settings.oracle_folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    about = {"channels": list(wanted.channels), "embedding": wanted.embedding}
+    (folder / "oracle.json").write_text(json.dumps(about, indent=2) + "\n")
+    state = {k: v.half() if v.is_floating_point() else v for k, v in oracle.state_dict().items()}
+    save_file(state, folder / "oracle.safetensors")
+
+
+STAGES: dict[str, Callable[[PretrainSettings], None]] = {
+    "vae": vae_stage,
+    "tokenizer": tokenizer_stage,
+    "latents": latents_stage,
+    "diffusion": diffusion_stage,
+    "oracle": oracle_stage,
+    "score": score_stage,
+}
