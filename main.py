@@ -76,6 +76,7 @@ def train(args: argparse.Namespace) -> None:
     finished = job.fit(start)  # class images first: each process makes its share of them
     if not finished or not job.trainer.is_global_zero:
         return
+    finish.write_sheet(config, run, ready)
     finish.evaluate(config, run, ready, config.training.steps)
     print(*finish.report_lines(run), sep="\n")
 

@@ -5,6 +5,8 @@ import logging
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from ldm.errors import UserError, exit_status
 
 EXAMPLES = """\
@@ -23,7 +25,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", type=Path, required=True, metavar="YAML")
-    stages = ("vae", "tokenizer", "latents", "diffusion", "oracle", "score")
+    stages = ("vae", "decoder", "tokenizer", "latents", "diffusion", "oracle", "score")
     parser.add_argument("--stage", choices=stages, help="only this one (default: all in order)")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value")
     return parser.parse_intermixed_args(words)

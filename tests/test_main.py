@@ -1,6 +1,7 @@
 """`main.py` from the command line to the run folder: what it makes, resumes and refuses."""
 
 import csv
+import itertools
 import json
 import logging
 import shutil
@@ -9,11 +10,13 @@ import sys
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import main
+from ldm.training import DreamBoothModule
 from tests.workspace import Workspace, difference, weights
 
 ROOT = Path(__file__).parent.parent
@@ -30,9 +33,6 @@ def shared(
 @pytest.fixture
 def place(tmp_path: Path, tiny_base_folder: Callable[[str], Path]) -> Workspace:
     return Workspace(tmp_path, tiny_base_folder("eps"))
-
-
-Stderr = Callable[[], str]
 
 
 @pytest.fixture
@@ -91,7 +91,9 @@ def test_config_of_a_run_repeats_it(shared: Workspace) -> None:
     assert difference(first, again) == 0
 
 
-def test_class_images_are_made_topped_up_and_all_used(place: Workspace) -> None:
+def test_class_images_are_made_topped_up_and_all_used(
+    place: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     place.train("three")
     (folder,) = (place.folder / "prior").iterdir()
     before = {path.name: path.read_bytes() for path in folder.glob("*.png")}
@@ -99,9 +101,33 @@ def test_class_images_are_made_topped_up_and_all_used(place: Workspace) -> None:
     place.train("five", prior__count=5)
     assert len(list(folder.glob("*.png"))) == 5
     assert all((folder / name).read_bytes() == data for name, data in before.items())
-    few = place.train("few", prior__count=3, training__steps=1)
-    many = place.train("many", prior__count=5, training__steps=1)
-    assert difference(few, many, step=1) == 0, "all that are there are used, whatever the count"
+    names = trained_on(place, "many", monkeypatch, prior__count=5)
+    assert names == {f"{number:05d}.png" for number in range(5)}, "every one is used"
+    names = trained_on(place, "few", monkeypatch, prior__count=3)
+    assert names == {f"{number:05d}.png" for number in range(3)}, "no more than were asked for"
+
+
+def trained_on(
+    place: Workspace, name: str, monkeypatch: pytest.MonkeyPatch, **settings: object
+) -> set[str]:
+    """Run; the names of the class images in the batches."""
+    seen: set[str] = set()
+    step = DreamBoothModule.on_before_batch_transfer
+
+    def spy(module: DreamBoothModule, batch: Any, dataloader_idx: int) -> Any:
+        seen.update(itertools.compress(batch["names"], batch["is_prior"].tolist()))
+        return step(module, batch, dataloader_idx)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DreamBoothModule, "on_before_batch_transfer", spy)
+        place.train(name, training__steps=3, **settings)
+    return seen
+
+
+def test_cached_latents_change_nothing(place: Workspace) -> None:
+    """Not by a bit: whether pictures were just encoded or read from the cache."""
+    cold, warm = place.train("cold"), place.train("warm")
+    assert difference(cold, warm) == 0
 
 
 def test_own_class_pictures(place: Workspace) -> None:

@@ -96,7 +96,7 @@ def plain(places: dict[str, Workspace]) -> Path:
     ids=str,
 )
 def test_options_that_change_no_result(
-    places: dict[str, Workspace], plain: Path, settings: dict[str, object], request: object
+    places: dict[str, Workspace], plain: Path, settings: dict[str, object]
 ) -> None:
     name = "-".join(settings)
     same = places["eps"].train(f"same-{name}", **settings)

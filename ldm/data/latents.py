@@ -139,8 +139,10 @@ def encode_pictures(
         done += 1
         report(done, len(pictures))
     complete = [found for found in moments if found is not None]  # all are by now
-    mean = torch.stack([mean for mean, _ in complete])  # V C h w -> N V C h w
-    std = torch.stack([std for _, std in complete])
+    # Contiguous: the VAE answers in channels-last, a cached file does not, and memory order shows in
+    # the last bits of a convolution.
+    mean = torch.stack([mean for mean, _ in complete]).contiguous()  # V C h w -> N V C h w
+    std = torch.stack([std for _, std in complete]).contiguous()
     return Latents(mean, std, [picture.name for picture in pictures])
 
 

@@ -14,6 +14,7 @@ from torch import nn
 from ldm.checkpoint import find_resume
 from ldm.config import Config
 from ldm.errors import UserError
+from ldm.models.attention import choose_attention
 from ldm.models.base import BaseModel
 from ldm.models.trainable import prepare_training
 from ldm.objective import NoiseSchedule
@@ -65,8 +66,11 @@ def build_job(config: Config, ready: Prepared, run: Path) -> Job:
         Snapshots(run, modules, asdict(config), config.snapshots.every, config.snapshots.keep),
         resume_state,
     ]
+    trainer = build_trainer(config, run, callbacks)
+    tokens = (ready.resolution // ready.base.latent_factor) ** 2
+    choose_attention(ready.base.unet, trainer.strategy.root_device, tokens)
     return Job(
-        trainer=build_trainer(config, run, callbacks),
+        trainer=trainer,
         module=build_module(config, ready.base, modules),
         data=RunData(config, ready),
         modules=modules,

@@ -83,7 +83,8 @@ class RunData(pl.LightningDataModule):
                 progress=report,
             )
         trainer.strategy.barrier("class images")
-        return class_images(prior_folder(self.config, ready), ready.resolution)
+        # No more than were asked for: another run may have made more, before this one resumed.
+        return class_images(prior_folder(self.config, ready), ready.resolution)[: prior.count]
 
     def _encoded(self, pictures: list[Path], device: torch.device, title: str) -> Latents:
         data, base = self.config.data, self.ready.base

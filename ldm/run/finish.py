@@ -16,6 +16,7 @@ from ldm.evaluation.metrics import Score
 from ldm.models.base import BaseModel, load_base
 from ldm.run.prepare import Prepared
 from ldm.run.progress import counted
+from ldm.run.sheet import result_sheet
 
 log = logging.getLogger(__name__)
 HELDOUT = "heldout"  # subfolder of the subject's pictures that training never sees
@@ -99,9 +100,19 @@ def _cell(metric: str, score: Score) -> str:
     return f"{100 * score['value']:.0f} % ({low:.0f}-{high:.0f}, n {score['n']})"
 
 
+def write_sheet(config: Config, run: Path, ready: Prepared) -> None:
+    """Write sheet.png from the first and the last sample grid, where grids were drawn."""
+    before = run / "samples" / "step-000000.png"
+    after = run / "samples" / f"step-{config.training.steps:06d}.png"
+    if before.is_file() and after.is_file():
+        sheet = result_sheet(ready.pictures, after, before, config.training.steps)
+        sheet.save(run / "sheet.png")
+
+
 def report_lines(run: Path) -> list[str]:
     """Where a finished run's results are."""
     places = {
+        "look first": run / "sheet.png",
         "pictures": run / "samples",
         "numbers": run / "metrics.csv",
         "snapshots": run / "snapshots",

@@ -10,7 +10,7 @@ from ldm.models.trainable import count_parameters
 from ldm.run.folder import existing_parent
 from ldm.run.memory import GIB, MIB, training_bytes, unet_activations
 from ldm.run.prepare import Prepared, filled
-from ldm.sampling.prior import class_image_folder, count_missing
+from ldm.sampling.prior import class_image_folder, class_image_settings, count_missing
 
 
 def plan_lines(config: Config, ready: Prepared, run: Path) -> list[str]:
@@ -71,13 +71,9 @@ def prior_folder(config: Config, ready: Prepared) -> Path:
     """Where the class images of this base, prompt and sampler settings lie."""
     prior = config.prior
     assert prior is not None
-    settings = {
-        "seed": prior.seed,
-        "scale": prior.scale,
-        "steps": prior.steps,
-        "sampler": prior.sampler,
-        "size": ready.resolution,
-    }
+    settings = class_image_settings(
+        prior.seed, prior.scale, prior.steps, prior.sampler, ready.resolution
+    )
     return class_image_folder(prior.root, ready.base.fingerprint, prior.prompt, settings)
 
 

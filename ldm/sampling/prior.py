@@ -74,7 +74,7 @@ def make_class_images(
 ) -> list[Path]:
     """Make what is missing of `count` class images below `root`; return all that are there.
 
-    More than `count` are returned if another run asked for more: all of them are used. With
+    More than `count` are returned if another run asked for more. With
     `world` processes each makes every `world`-th batch; the caller waits for all of them, then
     `class_images(folder)` (or calling this again) gives the full list. progress(done, in all)
     counts this process's pictures. UserError: settings impossible, disk not writable.

@@ -119,6 +119,6 @@ class ResumeState(StepCallback):
         if stop and step != trainer.max_steps:
             self.stopped_at = step
             trainer.should_stop = True
-            log.warning(
-                "stopped after step %d; go on with: python main.py --resume %s", step, self.run
-            )
+            if trainer.is_global_zero:
+                go_on = f"python main.py --resume {self.run}"
+                log.warning("stopped after step %d; go on with: %s", step, go_on)

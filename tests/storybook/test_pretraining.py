@@ -1,4 +1,4 @@
-"""The pretraining stages at toy size: they learn, and an interrupted one ends where it would have."""
+"""The pretraining stages at toy size: they learn; an interrupted one ends where it would have."""
 
 from pathlib import Path
 

@@ -35,7 +35,9 @@ def run_jobs(base: Path, *jobs: dict[str, Any]) -> Process:
     """Train in a process of its own, one job after the other."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(JOB), str(base), json.dumps(jobs)]
-    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+    return subprocess.run(
+        command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=900
+    )
 
 
 @dataclass

@@ -11,6 +11,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from ldm.models.attention import choose_attention
 from ldm.models.text import encode_prompts
 from ldm.objective import NoiseSchedule, per_sample_loss
 from ldm.randomness import generator
@@ -127,6 +128,7 @@ def train_diffusion(
         loss = (schedule.weight(t, min_snr_gamma) * errors).mean()
         return loss, {"loss": loss.item(), "mse": errors.mean().item()}
 
+    choose_attention(networks["unet"], torch.device("cpu"), latents.shape[-1] ** 2)
     networks.train()
     loop.run(loss_at, after)
     loop.load_average()

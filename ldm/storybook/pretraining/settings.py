@@ -1,4 +1,4 @@
-"""Every number of the pretraining recipe; `configs/pretrain/storybook.yaml` holds the shipped one."""
+"""Every number of the pretraining recipe; configs/pretrain/storybook.yaml holds the shipped ones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class PoolSettings:
     """How many pictures are drawn for each stage."""
 
     vae: int = 16000
-    diffusion: int = 80000
+    diffusion: int = 64000
     oracle_families: int = 3000
 
 
@@ -23,6 +23,9 @@ class VaeSettings:
     batch: int = 32  # crops of 32 x 32 pixels
     loop: LoopSettings = field(
         default_factory=lambda: LoopSettings(4800, 2e-3, 100, 0.4, ema=0.998)
+    )
+    decoder_loop: LoopSettings = field(
+        default_factory=lambda: LoopSettings(2500, 1e-3, 100, 0.6, ema=0.998)
     )
 
 

@@ -29,27 +29,44 @@ from ldm.storybook.pretraining.diffusion import (
     train_diffusion,
 )
 from ldm.storybook.pretraining.oracle import draw_lesson, train_oracle
-from ldm.storybook.pretraining.pool import draw_pool, save_array
+from ldm.storybook.pretraining.pool import Pool, draw_pool, save_array
 from ldm.storybook.pretraining.score import score_stage
 from ldm.storybook.pretraining.settings import PretrainSettings
 from ldm.storybook.pretraining.tokenizer import train_tokenizer
-from ldm.storybook.pretraining.vae import new_vae, train_vae
+from ldm.storybook.pretraining.vae import new_vae, train_decoder, train_vae
 
 log = logging.getLogger(__name__)
 VAE_POOL, DIFFUSION_POOL, LESSON = 11, 12, 13  # added to the seed, so that pools differ
 
 
 def vae_stage(settings: PretrainSettings) -> None:
-    """Rendered pictures -> `work/vae`."""
-    folder = Path(settings.work) / "vae"
+    """Rendered pictures -> `work/vae_joint`: encoder and decoder trained together."""
+    folder = Path(settings.work) / "vae_joint"
     if (folder / "config.json").is_file():
         return
-    pool = draw_pool(settings.pool.vae, settings.seed + VAE_POOL, subject_share=0.4, variants=1)
+    pool = _vae_pool(settings)
     torch.manual_seed(settings.seed)
     vae = new_vae(settings.vae.channels, settings.vae.latent_channels)
     state = Path(settings.work) / "vae.pt"
     train_vae(vae, pool, settings.vae.loop, settings.vae.batch, settings.seed, state)
     vae.save_pretrained(folder)
+
+
+def _vae_pool(settings: PretrainSettings) -> Pool:
+    return draw_pool(settings.pool.vae, settings.seed + VAE_POOL, subject_share=0.4, variants=1)
+
+
+def decoder_stage(settings: PretrainSettings) -> None:
+    """`work/vae_joint` -> `work/vae`: the same encoder, a better decoder."""
+    work = Path(settings.work)
+    if (work / "vae" / "config.json").is_file():
+        return
+    vae = AutoencoderKL.from_pretrained(work / "vae_joint")
+    wanted = settings.vae
+    state = work / "decoder.pt"
+    pool = _vae_pool(settings)
+    train_decoder(vae, pool, wanted.decoder_loop, wanted.batch, settings.seed, state)
+    vae.save_pretrained(work / "vae")
 
 
 def tokenizer_stage(settings: PretrainSettings) -> None:
@@ -177,6 +194,7 @@ def oracle_stage(settings: PretrainSettings) -> None:
 
 STAGES: dict[str, Callable[[PretrainSettings], None]] = {
     "vae": vae_stage,
+    "decoder": decoder_stage,
     "tokenizer": tokenizer_stage,
     "latents": latents_stage,
     "diffusion": diffusion_stage,

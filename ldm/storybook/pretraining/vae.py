@@ -1,4 +1,5 @@
-"""Stage 1: the autoencoder, from rendered pictures in the world's colours and in any other."""
+"""Stage 1: the autoencoder, from rendered pictures in the world's colours and in any other;
+stage 2: its decoder alone, which sharpens pictures and leaves latents as they are."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import l1_loss
 
 from ldm.storybook.pretraining.loop import Loop, LoopSettings
@@ -107,3 +108,21 @@ def train_vae(
         latents = vae.encode(to_unit(pool.pictures[:512])).latent_dist.mean
     vae.register_to_config(scaling_factor=round(1.0 / latents.std().item(), 5))
     return vae
+
+
+def train_decoder(
+    vae: AutoencoderKL, pool: Pool, settings: LoopSettings, batch: int, seed: int, state: Path
+) -> AutoencoderKL:
+    """Train the decoder of `vae` on, with the encoder frozen, and return it averaged."""
+    vae.requires_grad_(False)
+    decoding = nn.ModuleDict({"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv})
+    loop = Loop(decoding.requires_grad_(True), settings, state)
+
+    def loss_at(step: int) -> tuple[Tensor, dict[str, float]]:
+        torch.manual_seed(seed + step)  # the posterior's sample
+        return vae_loss(vae, picture_batch(pool, batch, np.random.default_rng([seed, step, 2])))
+
+    decoding.train()
+    loop.run(loss_at)
+    loop.load_average()
+    return vae.eval().requires_grad_(False)
