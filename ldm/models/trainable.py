@@ -23,7 +23,8 @@ def prepare_training(
     if text_encoder:
         trained["text_encoder"] = base.text_encoder
     for module in trained.values():
-        module.to(torch.float32).requires_grad_(True).train()
+        nn.Module.to(module, torch.float32)  # diffusers' own warns for nothing
+        module.requires_grad_(True).train()
     if gradient_checkpointing:
         base.unet.enable_gradient_checkpointing()
         if text_encoder:

@@ -42,9 +42,7 @@ def prepare(config: Config) -> Prepared:
     own = find_pictures(Path(prior.folder).expanduser()) if prior and prior.folder else []
     check_pictures([*pictures, *own])
     prompts = prompts_of(pictures, subject.prompt, subject.identifier, subject.captions)
-    base = load_base(
-        config.model.base, revision=config.model.revision, variant=config.model.variant
-    )
+    base = _load_quietly(config)
     resolution = config.data.resolution or base.default_resolution
     check_resolution(base, resolution)
     if warning := describe_identifier(base.tokenizer, subject.identifier):
