@@ -4,6 +4,7 @@ import argparse
 import logging
 import sys
 from pathlib import Path
+from typing import cast
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -46,7 +47,7 @@ def pretrain(args: argparse.Namespace) -> None:
             OmegaConf.load(args.config),
             OmegaConf.from_dotlist(args.overrides),
         )
-        settings = OmegaConf.to_object(merged)
+        settings = cast(PretrainSettings, OmegaConf.to_object(merged))
     except OmegaConfBaseException as error:
         raise UserError(f"{args.config}: {str(error).splitlines()[0]}") from error
     Path(settings.work).mkdir(parents=True, exist_ok=True)

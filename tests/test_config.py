@@ -19,6 +19,7 @@ from ldm.config import (
     split_command_line,
     to_yaml,
 )
+from ldm.config.checks import contains_word
 from ldm.config.schema import Prior, Sampler
 from ldm.errors import UserError
 
@@ -262,3 +263,20 @@ def test_no_heavy_import_before_the_config_is_valid() -> None:
     code = "import sys, main; main.main(['--base', 'absent.yaml']); print('torch' in sys.modules)"
     made = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert made.stdout.strip() == "False", made.stderr
+
+
+@pytest.mark.parametrize(
+    ("prompt", "noun", "stands_there"),
+    [
+        ("a robot", "robot", True),
+        ("Robots at night", "robot", True),
+        ("two Robot toys", "robot", True),
+        ("a robot, red", "robot", True),
+        ("a drawing of a dog", "robot", False),
+        ("a robotic arm", "robot", False),
+        ("a carpet", "car", False),
+        ("a toy", "stuffed toy", False),
+    ],
+)
+def test_class_noun_is_found_as_a_word(prompt: str, noun: str, stands_there: bool) -> None:
+    assert contains_word(prompt, noun) == stands_there

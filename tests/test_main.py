@@ -173,6 +173,26 @@ def test_resume_refuses_other_values(
     assert "model.base" in capsys.readouterr().err
 
 
+def test_two_processes_share_the_work(place: Workspace) -> None:
+    """Each makes its share of the class images; together they train on what one process does."""
+    settings = {"prior__count": 5, "trainer__strategy": "ddp", "trainer__devices": 2}
+    command = [sys.executable, str(ROOT / "main.py"), *place.words("--name", "two", **settings)]
+    made = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert made.returncode == 0, made.stderr
+    (two,) = place.logs.glob("*_two")
+    (folder,) = (place.folder / "prior").iterdir()
+    assert len(list(folder.glob("*.png"))) == 5
+    assert "class images made: 3" in made.stderr and "class images made: 2" in made.stderr
+    one = place.train("one", prior__count=5)
+    assert difference(one, two) < 2e-3, "but for rounding"
+
+
+def test_wandb_offline(place: Workspace) -> None:
+    pytest.importorskip("wandb")
+    run = place.train("wandb", logger__wandb="true", logger__offline="true", samples__every=2)
+    assert list((run / "wandb").glob("offline-run-*"))
+
+
 # --- the plan -------------------------------------------------------------------------------------
 
 

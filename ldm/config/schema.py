@@ -22,7 +22,7 @@ class Model:
 
 @dataclass
 class Subject:
-    pictures: str = "data/subjects/robot"  # folder with 3-5 pictures
+    pictures: str = "data/subjects/robot_volt"  # folder with 3-5 pictures
     identifier: str = "sks"  # the rare word that will name the subject
     class_noun: str = "robot"  # what the subject is one of
     prompt: list[str] = field(

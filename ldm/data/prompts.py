@@ -68,25 +68,6 @@ def prompts_of(
     return prompts
 
 
-def check_class_prompt(prompt: str, class_noun: str, identifier: str = "") -> None:
-    """Raises UserError unless the class prompt names the class, and the class only.
-
-    The noun may stand in the plural; case does not matter.
-    """
-    if not class_noun.strip():
-        raise UserError("subject.class_noun is empty: say what the subject is, such as 'dog'")
-    if not _has_words(prompt, class_noun, ending="(?:e?s)?"):
-        raise UserError(
-            f"prior.prompt {prompt!r} does not contain the class noun {class_noun!r}: "
-            f"add it, for example 'a photo of a {class_noun}', or set subject.class_noun"
-        )
-    if names_subject(prompt, identifier):
-        raise UserError(
-            f"prior.prompt {prompt!r} names the subject: class images show any member of the "
-            f"class, so leave out {PLACEHOLDER} and the identifier {identifier!r}"
-        )
-
-
-def _has_words(text: str, words: str, ending: str = "") -> bool:
+def _has_words(text: str, words: str) -> bool:
     pattern = r"\s+".join(re.escape(word) for word in words.split())
-    return re.search(rf"(?<!\w){pattern}{ending}(?!\w)", text, re.IGNORECASE) is not None
+    return re.search(rf"(?<!\w){pattern}(?!\w)", text, re.IGNORECASE) is not None

@@ -23,7 +23,7 @@ HELDOUT = "heldout"  # subfolder of the subject's pictures that training never s
 
 
 def evaluate(config: Config, run: Path, ready: Prepared, step: int) -> dict[str, Any] | None:
-    """Measure the trained base beside the untouched one; print, write evaluation.json and return it.
+    """Measure the trained base beside the untouched one; print it, write it to evaluation.json.
 
     ready.base: holds the weights of optimizer step `step` now. None where no evaluation is asked.
     """

@@ -6,7 +6,6 @@ import pytest
 
 from ldm.data.prompts import (
     caption_of,
-    check_class_prompt,
     fill,
     names_subject,
     prompts_of,
@@ -80,26 +79,3 @@ def test_prompt_without_subject_is_warned_about_once(caplog):
     prompts_of(pictures, ["a robot", "a [V] robot"], "sks")
     assert len(caplog.messages) == 1
     assert caplog.messages[0].count("'a robot'") == 1 and "[V]" in caplog.messages[0]
-
-
-@pytest.mark.parametrize("prompt", ["a robot", "Robots at night", "two Robot toys", "a robot, red"])
-def test_class_prompt_with_the_noun_passes(prompt):
-    check_class_prompt(prompt, "robot", "sks")
-
-
-@pytest.mark.parametrize(
-    ("prompt", "noun", "message"),
-    [
-        ("a drawing of a dog", "robot", "class noun 'robot'"),
-        ("a robotic arm", "robot", "class noun 'robot'"),
-        ("a carpet", "car", "class noun 'car'"),
-        ("", "robot", "class noun 'robot'"),
-        ("a robot", " ", "class_noun is empty"),
-        ("a [V] robot", "robot", "names the subject"),
-        ("a sks robot", "robot", "names the subject"),
-        ("a toy", "stuffed toy", "class noun 'stuffed toy'"),
-    ],
-)
-def test_class_prompt_is_refused(prompt, noun, message):
-    with pytest.raises(UserError, match=message):
-        check_class_prompt(prompt, noun, "sks")

@@ -9,8 +9,13 @@ from ldm.evaluation.oracle import Question, Reading
 EAST, NORTH = np.array([1.0, 0.0]), np.array([0.0, 1.0])
 
 
-def reading(embedding: np.ndarray = EAST, none: bool = False, **words: str) -> Reading:
-    return Reading(words, none, embedding)
+def reading(
+    noun: str = "dog",
+    setting: str = "at night",
+    embedding: np.ndarray = EAST,
+    none: bool = False,
+) -> Reading:
+    return Reading({"class": noun, "setting": setting}, none, embedding)
 
 
 def test_scores_count_only_what_was_asked() -> None:
@@ -18,13 +23,13 @@ def test_scores_count_only_what_was_asked() -> None:
     plain = Question("class", "a dog", {"class": "dog"})
     asked = [beach, beach, beach, plain, plain]
     readings = [
-        reading(**{"class": "dog", "setting": "on the beach"}),
-        reading(**{"class": "dog", "setting": "at night"}),
-        reading(none=True, **{"class": "dog", "setting": "on the beach"}),  # a lucky guess
-        reading(NORTH, **{"class": "dog", "setting": "at night"}),
-        reading(EAST, **{"class": "cat", "setting": "at night"}),
+        reading("dog", "on the beach"),
+        reading("dog", "at night"),
+        reading("dog", "on the beach", none=True),  # a lucky guess
+        reading("dog", embedding=NORTH),
+        reading("cat", embedding=EAST),
     ]
-    result = scores(asked, readings, [reading(EAST)])
+    result = scores(asked, readings, [reading(embedding=EAST)])
     values = {name: score["value"] for name, score in result.items()}
     assert values == pytest.approx(
         {
@@ -42,4 +47,6 @@ def test_scores_count_only_what_was_asked() -> None:
 
 
 def test_ceiling_leaves_self_pairs_out() -> None:
-    assert ceiling([reading(EAST), reading(NORTH)])["value"] == pytest.approx(0.0)
+    assert ceiling([reading(embedding=EAST), reading(embedding=NORTH)])["value"] == pytest.approx(
+        0.0
+    )

@@ -1,4 +1,4 @@
-"""Every number of the pretraining recipe; configs/pretrain/storybook.yaml holds the shipped ones."""
+"""Every number of the pretraining recipe; configs/pretrain/storybook.yaml is the shipped one."""
 
 from __future__ import annotations
 
