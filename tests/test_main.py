@@ -4,7 +4,9 @@ import csv
 import itertools
 import json
 import logging
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +18,7 @@ import pytest
 import torch
 
 import main
+from ldm.sampling import prior
 from ldm.training import DreamBoothModule
 from tests.workspace import Workspace, difference, weights
 
@@ -155,6 +158,26 @@ def test_resume_starts_over_where_nothing_was_saved(place: Workspace) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     assert main.main(["--resume", str(run)]) == 0
     assert all(torch.equal(expected[key], value) for key, value in weights(run, 2).items())
+
+
+def test_interrupted_while_making_class_images(
+    place: Workspace, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    save = prior._save
+
+    def save_then_interrupt(*arguments: Any) -> None:
+        save(*arguments)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch, caplog.at_level(logging.INFO):
+        patch.setattr(prior, "_save", save_then_interrupt)
+        run = place.train("stopped")
+    assert f"--resume {run}" in caplog.text
+    (folder,) = (place.folder / "prior").iterdir()
+    assert 1 <= len(list(folder.glob("*.png"))) < 3
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert main.main(["--resume", str(run)]) == 0
+    assert difference(run, place.train("whole")) == 0
 
 
 def test_resume_refuses_other_values(

@@ -1,5 +1,6 @@
 """A configuration becomes the module, the data, the callbacks and the Trainer."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from ldm.sampling.grid import labelled_grid
 from ldm.training import (
     DreamBoothModule,
     Interrupt,
+    Interrupted,
     Metrics,
     OptimizerSettings,
     ResumeState,
@@ -33,6 +35,8 @@ from ldm.training import (
     TrainingProgress,
     make_trainer,
 )
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -47,7 +51,14 @@ class Job:
 
     def fit(self, ckpt_path: Path | None = None) -> bool:
         """Train, from a resume state if given. False where the user stopped it before its end."""
-        self.trainer.fit(self.module, datamodule=self.data, ckpt_path=ckpt_path, weights_only=True)
+        try:
+            self.trainer.fit(
+                self.module, datamodule=self.data, ckpt_path=ckpt_path, weights_only=True
+            )
+        except Interrupted:
+            run = self.resume_state.run
+            log.warning("stopped before training; go on with: python main.py --resume %s", run)
+            return False
         return self.resume_state.stopped_at is None
 
 
@@ -72,7 +83,7 @@ def build_job(config: Config, ready: Prepared, run: Path) -> Job:
     return Job(
         trainer=trainer,
         module=build_module(config, ready.base, modules),
-        data=RunData(config, ready),
+        data=RunData(config, ready, interrupt),
         modules=modules,
         resume_state=resume_state,
     )

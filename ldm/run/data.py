@@ -15,6 +15,7 @@ from ldm.run.plan import prior_folder
 from ldm.run.prepare import Prepared
 from ldm.run.progress import counted
 from ldm.sampling.prior import class_images, make_class_images
+from ldm.training import Interrupt
 
 
 class RunData(pl.LightningDataModule):
@@ -24,19 +25,23 @@ class RunData(pl.LightningDataModule):
     the class images.
     """
 
-    def __init__(self, config: Config, ready: Prepared) -> None:
+    def __init__(self, config: Config, ready: Prepared, interrupt: Interrupt) -> None:
         super().__init__()
-        self.config, self.ready = config, ready
+        self.config, self.ready, self.interrupt = config, ready, interrupt
         self.instance: Latents | None = None
         self.prior: Latents | None = None
 
     def setup(self, stage: str) -> None:
-        """Make the missing class images and encode every picture; UserError: disk not writable."""
+        """Make the missing class images and encode every picture.
+
+        UserError: disk not writable. Interrupted: the user asked to stop; what is made stays.
+        """
         device = self._trainer.strategy.root_device
-        pictures = self._class_pictures(device)
-        self.instance = self._encoded(self.ready.pictures, device, "pictures encoded")
-        if pictures:
-            self.prior = self._encoded(pictures, device, "class images encoded")
+        with self.interrupt.listening():
+            pictures = self._class_pictures(device)
+            self.instance = self._encoded(self.ready.pictures, device, "pictures encoded")
+            if pictures:
+                self.prior = self._encoded(pictures, device, "class images encoded")
 
     def train_dataloader(self) -> DataLoader:
         """The stream from the step that the run is at."""
@@ -66,7 +71,7 @@ class RunData(pl.LightningDataModule):
         prior, ready, trainer = self.config.prior, self.ready, self._trainer
         if prior is None or prior.folder:
             return ready.own_class_pictures
-        with counted("class images made") as report:
+        with counted("class images made", self.interrupt.check) as report:
             make_class_images(
                 ready.base.to(device),
                 prior.prompt,
@@ -89,7 +94,7 @@ class RunData(pl.LightningDataModule):
     def _encoded(self, pictures: list[Path], device: torch.device, title: str) -> Latents:
         data, base = self.config.data, self.ready.base
         red, green, blue = ImageColor.getrgb(self.config.subject.background)[:3]
-        with counted(title) as report:
+        with counted(title, self.interrupt.check) as report:
             return encode_pictures(
                 base.vae,
                 base.vae_fingerprint,

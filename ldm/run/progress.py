@@ -11,13 +11,22 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def counted(title: str) -> Iterator[Callable[[int, int], None]]:
-    """Give `report(done, total)`: a bar on a terminal, else one log line when all are done."""
+def counted(
+    title: str, check: Callable[[], None] = lambda: None
+) -> Iterator[Callable[[int, int], None]]:
+    """Give `report(done, total)`: a bar on a terminal, else one log line when all are done.
+
+    `check` is called at each report; what it raises stops the counting.
+    """
     console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda done, total: log.info("%s: %d", title, total) if done == total else None
-        return
     columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as bar:
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(title)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+        def report(done: int, total: int) -> None:
+            check()
+            bar.update(task, completed=done, total=total)
+            if done == total and not console.is_terminal:
+                log.info("%s: %d", title, total)
+
+        yield report

@@ -1,6 +1,6 @@
 """Training: the Lightning module, its optimizer, and what happens around its steps."""
 
-from ldm.training.callbacks import Interrupt, ResumeState, Snapshots
+from ldm.training.callbacks import Interrupt, Interrupted, ResumeState, Snapshots
 from ldm.training.metrics import Metrics
 from ldm.training.module import DreamBoothModule
 from ldm.training.optim import OptimizerSettings
@@ -11,6 +11,7 @@ from ldm.training.trainer import make_trainer
 __all__ = [
     "DreamBoothModule",
     "Interrupt",
+    "Interrupted",
     "Metrics",
     "OptimizerSettings",
     "ResumeState",

@@ -1,11 +1,12 @@
 """Callbacks that write what a run leaves behind, and the one that lets it stop cleanly."""
 
+import contextlib
 import logging
 import os
 import shutil
 import signal
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -53,11 +54,16 @@ class Snapshots(StepCallback):
         trainer.strategy.barrier("snapshot")
 
 
+class Interrupted(Exception):
+    """The user asked to stop before training had begun."""
+
+
 class Interrupt(pl.Callback):
     """Turns the first SIGINT or SIGTERM into a request to stop; a second ends the process at once.
 
-    To stand first in the list of callbacks. Only the main thread can handle signals; elsewhere it
-    does nothing.
+    To stand first in the list of callbacks: it listens while training. What comes before training
+    runs inside `listening()` and calls `check()`. Only the main thread can handle signals;
+    elsewhere it does nothing.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -66,8 +72,24 @@ class Interrupt(pl.Callback):
         self.requested = False
         self._before: dict[signal.Signals, Any] = {}
 
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take the signals inside, and give them back."""
+        self._take()
+        try:
+            yield
+        finally:
+            self._restore()
+
+    def check(self) -> None:
+        """Raise Interrupted if a stop was asked for."""
+        if self.requested:
+            raise Interrupted
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # here and not earlier: Lightning puts its own handler in place just before
+        self._take()  # here and not earlier: Lightning puts its own handler in place just before
+
+    def _take(self) -> None:
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._handle) for number in self.SIGNALS}
 
@@ -77,7 +99,7 @@ class Interrupt(pl.Callback):
             os.kill(os.getpid(), number)
         self.requested = True
         log.warning(
-            "%s: finishing this step, saving, then stopping; again to stop at once",
+            "%s: finishing what is at hand, saving, then stopping; again to stop at once",
             signal.Signals(number).name,
         )
 
