@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from einops import rearrange
 from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from ldm.errors import UserError
@@ -155,13 +156,13 @@ def fit(
 def to_tensor(picture: Image.Image) -> torch.Tensor:
     """RGB image -> float32 [3, H, W] in [-1, 1]."""
     pixels = torch.from_numpy(np.array(picture.convert("RGB")))  # HW3, uint8
-    return pixels.permute(2, 0, 1).float().div(127.5).sub(1).contiguous()  # -> 3HW, float32
+    return rearrange(pixels, "h w c -> c h w").float().div(127.5).sub(1).contiguous()
 
 
 def to_picture(tensor: torch.Tensor) -> Image.Image:
     """[3, H, W] in [-1, 1] (what lies outside is clipped), any dtype and device -> RGB image."""
     pixels = tensor.detach().float().cpu().add(1).mul(127.5).round().clamp(0, 255)
-    return Image.fromarray(pixels.to(torch.uint8).permute(1, 2, 0).numpy())  # -> HW3, uint8
+    return Image.fromarray(rearrange(pixels.to(torch.uint8), "c h w -> h w c").numpy())
 
 
 def _looks_like_picture(path: Path) -> bool:

@@ -13,6 +13,7 @@ from typing import Self
 
 import numpy as np
 import torch
+from einops import rearrange
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -142,7 +143,7 @@ def as_batch(pictures: Sequence[Image.Image]) -> Tensor:
     arrays = [
         np.asarray(p.convert("RGB").resize((64, 64), Image.Resampling.BICUBIC)) for p in pictures
     ]
-    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return rearrange(torch.from_numpy(np.stack(arrays)), "n h w c -> n c h w").float() / 127.5 - 1
 
 
 def load_oracle() -> StorybookOracle:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor
 from torch.nn import functional
 
@@ -149,9 +150,9 @@ def _half(x: Tensor, other: Tensor, rng: np.random.Generator) -> Tensor:
 
 def _shuffle(x: Tensor, other: Tensor, rng: np.random.Generator) -> Tensor:
     """Sixteen tiles in another order."""
-    tiles = x.unfold(2, 16, 16).unfold(3, 16, 16).reshape(3, 16, 16, 16)
-    tiles = tiles[:, torch.from_numpy(rng.permutation(16))].reshape(3, 4, 4, 16, 16)
-    return tiles.permute(0, 1, 3, 2, 4).reshape(1, 3, 64, 64)
+    tiles = rearrange(x, "1 c (i h) (j w) -> (i j) c h w", i=4, j=4)
+    tiles = tiles[torch.from_numpy(rng.permutation(16))]
+    return rearrange(tiles, "(i j) c h w -> 1 c (i h) (j w)", i=4, j=4)
 
 
 def _erase(x: Tensor, other: Tensor, rng: np.random.Generator) -> Tensor:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.functional import l1_loss
 
@@ -41,7 +42,7 @@ def new_vae(channels: list[int], latent_channels: int) -> AutoencoderKL:
 
 def to_unit(pictures: np.ndarray) -> Tensor:
     """NHWC, uint8 -> NCHW, float32 in [-1, 1]."""
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return rearrange(torch.from_numpy(pictures), "n h w c -> n c h w").float() / 127.5 - 1
 
 
 def recolour(pictures: Tensor, rng: np.random.Generator) -> Tensor:
