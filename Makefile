@@ -10,10 +10,10 @@ demo: .venv/ready
 	$(BIN)/python main.py --base configs/dreambooth.yaml --name $(NAME)
 	run=$$(ls -d logs/*_$(NAME) | tail -n 1) && \
 	$(BIN)/python scripts/sample.py --run $$run --n 4 --out $$run/demo \
-		--prompt "a drawing of [V] robot on the beach" \
-		--prompt "a drawing of [V] robot in the snow" \
-		--prompt "a drawing of [V] robot wearing a top hat" && \
-	echo "pictures: $$run/demo and $$run/samples" && \
+		--prompt "a drawing of [V] robot on the moon" \
+		--prompt "a drawing of [V] robot wearing a crown in the snow" \
+		--prompt "a drawing of a robot" && \
+	echo "pictures: $$run/sheet.png (look first), $$run/demo, $$run/samples" && \
 	echo "numbers:  $$run/evaluation.json and $$run/metrics.csv"
 
 test: .venv/ready

@@ -97,7 +97,10 @@ class Samples:
     prompts: list[str] = field(
         default_factory=lambda: [
             "a drawing of [V] ${subject.class_noun}",
-            "a drawing of [V] ${subject.class_noun} on the beach",
+            "a drawing of [V] ${subject.class_noun} in the snow",
+            "a drawing of [V] ${subject.class_noun} under water",
+            "a drawing of [V] ${subject.class_noun} wearing a top hat in the kitchen",
+            "a drawing of [V] ${subject.class_noun} holding a balloon in the desert",
             "a drawing of a ${subject.class_noun}",
         ]
     )

@@ -139,6 +139,15 @@ def test_random_crops_depend_on_seed_and_content_only(vae, pictures):
     close(alone.mean[0], first.mean[1])  # the others' presence moves nothing
 
 
+def test_pictures_of_one_size_are_cropped_in_different_places(vae, tmp_path):
+    ramp = torch.arange(16 * 64).remainder(64).mul(4).to(torch.uint8).view(16, 64).numpy()
+    pictures = [tmp_path / "a.png", tmp_path / "b.bmp"]  # the same pixels, other bytes
+    for path in pictures:
+        Image.fromarray(ramp).convert("RGB").save(path)
+    latents = encode_pictures(vae, "f", pictures, SIDE, crop="random", crops=2)
+    assert not torch.equal(latents.mean[0], latents.mean[1])
+
+
 def test_global_random_state_is_untouched(vae, pictures):
     before = torch.get_rng_state()
     encode_pictures(vae, "f", pictures, SIDE, crop="random")
