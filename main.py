@@ -63,21 +63,21 @@ def train(args: argparse.Namespace) -> None:
         return
 
     facts = folder.run_facts(config, ready.base.source, ready.base.fingerprint, ready.digests)
-    job = build.build_job(config, ready, run)
     start = None
     if args.resume:
         folder.check_unchanged(run, facts)
         start = build.resume_point(run)
-        if folder.is_first_process():
-            folder.write_config(run, config)
+    job = build.build_job(config, ready, run, start)
+    if args.resume and folder.is_first_process():
+        folder.write_config(run, config)
     elif folder.is_first_process():
         folder.create_run(run, config, facts)
 
-    finished = job.fit(start)  # class images first: each process makes its share of them
+    finished = job.fit()  # class images first: each process makes its share of them
     if not finished or not job.trainer.is_global_zero:
         return
     finish.write_sheet(config, run, ready)
-    finish.evaluate(config, run, ready, config.training.steps)
+    finish.evaluate(config, run, ready, job.trainer.strategy.root_device)
     print(*finish.report_lines(run), sep="\n")
 
 

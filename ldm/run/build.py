@@ -4,7 +4,6 @@ import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -12,7 +11,7 @@ from PIL import Image
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from torch import nn
 
-from ldm.checkpoint import find_resume
+from ldm.checkpoint import ResumePoint, find_resume
 from ldm.config import Config
 from ldm.errors import UserError
 from ldm.models.attention import choose_attention
@@ -48,13 +47,13 @@ class Job:
     data: RunData
     modules: dict[str, nn.Module]  # those that are trained
     resume_state: ResumeState
+    start: ResumePoint | None  # what to go on from
 
-    def fit(self, ckpt_path: Path | None = None) -> bool:
-        """Train, from a resume state if given. False where the user stopped it before its end."""
+    def fit(self) -> bool:
+        """Train. False where the user stopped it before its end."""
+        path = self.start.path if self.start else None
         try:
-            self.trainer.fit(
-                self.module, datamodule=self.data, ckpt_path=ckpt_path, weights_only=True
-            )
+            self.trainer.fit(self.module, datamodule=self.data, ckpt_path=path, weights_only=True)
         except Interrupted:
             run = self.resume_state.run
             log.warning("stopped before training; go on with: python main.py --resume %s", run)
@@ -62,7 +61,7 @@ class Job:
         return self.resume_state.stopped_at is None
 
 
-def build_job(config: Config, ready: Prepared, run: Path) -> Job:
+def build_job(config: Config, ready: Prepared, run: Path, start: ResumePoint | None = None) -> Job:
     """Put everything together; nothing is written. UserError: no such device or strategy."""
     modules = prepare_training(
         ready.base, config.model.train_text_encoder, config.model.gradient_checkpointing
@@ -77,7 +76,8 @@ def build_job(config: Config, ready: Prepared, run: Path) -> Job:
         Snapshots(run, modules, asdict(config), config.snapshots.every, config.snapshots.keep),
         resume_state,
     ]
-    trainer = build_trainer(config, run, callbacks)
+    loggers = build_loggers(config, run, start.step if start else None)
+    trainer = build_trainer(config, run, callbacks, loggers)
     tokens = (ready.resolution // ready.base.latent_factor) ** 2
     choose_attention(ready.base.unet, trainer.strategy.root_device, tokens)
     return Job(
@@ -86,6 +86,7 @@ def build_job(config: Config, ready: Prepared, run: Path) -> Job:
         data=RunData(config, ready, interrupt),
         modules=modules,
         resume_state=resume_state,
+        start=start,
     )
 
 
@@ -115,7 +116,9 @@ def build_module(
     )
 
 
-def build_trainer(config: Config, run: Path, callbacks: list[pl.Callback]) -> pl.Trainer:
+def build_trainer(
+    config: Config, run: Path, callbacks: list[pl.Callback], loggers: list[Logger]
+) -> pl.Trainer:
     """UserError, naming the section, for hardware that is not there."""
     hardware, training = config.trainer, config.training
     devices = hardware.devices
@@ -124,7 +127,7 @@ def build_trainer(config: Config, run: Path, callbacks: list[pl.Callback]) -> pl
             run,
             training.steps,
             callbacks=callbacks,
-            loggers=build_loggers(config, run),
+            loggers=loggers,
             accumulate=training.accumulate,
             gradient_clip=training.gradient_clip,
             precision=training.precision,
@@ -142,9 +145,13 @@ def build_trainer(config: Config, run: Path, callbacks: list[pl.Callback]) -> pl
         raise UserError(f"trainer={asdict(hardware)}: {error}") from error
 
 
-def build_loggers(config: Config, run: Path) -> list[Logger]:
+def build_loggers(config: Config, run: Path, start: int | None) -> list[Logger]:
+    """TensorBoard and perhaps W&B; curves after step `start` (None: a new run) are drawn anew."""
+    purge = None if start is None else start + 1
     loggers: list[Logger] = [
-        TensorBoardLogger(run.parent, name=run.name, version="", default_hp_metric=False)
+        TensorBoardLogger(
+            run.parent, name=run.name, version="", default_hp_metric=False, purge_step=purge
+        )
     ]
     if config.logger.wandb:
         from pytorch_lightning.loggers import WandbLogger
@@ -191,10 +198,9 @@ def grid_drawer(config: Config, ready: Prepared) -> Callable[[torch.device], Ima
     return draw
 
 
-def resume_point(run: Path) -> Path | None:
+def resume_point(run: Path) -> ResumePoint | None:
     """The resume state to go on from; None: nothing was saved yet. UserError: all are damaged."""
     try:
-        point: Any = find_resume(run)
+        return find_resume(run)
     except FileNotFoundError as error:
         raise UserError(str(error)) from error
-    return point.path if point else None

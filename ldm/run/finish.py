@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -22,15 +23,17 @@ log = logging.getLogger(__name__)
 HELDOUT = "heldout"  # subfolder of the subject's pictures that training never sees
 
 
-def evaluate(config: Config, run: Path, ready: Prepared, step: int) -> dict[str, Any] | None:
+def evaluate(
+    config: Config, run: Path, ready: Prepared, device: torch.device
+) -> dict[str, Any] | None:
     """Measure the trained base beside the untouched one; print it, write it to evaluation.json.
 
-    ready.base: holds the weights of optimizer step `step` now. None where no evaluation is asked.
+    ready.base: holds the weights of the last step now. None where no evaluation is asked for.
     """
     if config.evaluation is None or config.evaluation.oracle is None:
         return None
     oracle = instantiate(config.evaluation.oracle)
-    trained, device = ready.base, ready.base.device
+    trained, step = ready.base.to(device), config.training.steps
     pictures = reference_pictures(config, ready)
     model = config.model
     untouched = load_base(model.base, revision=model.revision, variant=model.variant)
