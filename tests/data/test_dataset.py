@@ -96,6 +96,20 @@ def test_every_variant_and_prompt_is_drawn():
     assert min(prompts.values()) > 20  # of 40 expected each
 
 
+def test_variant_and_prompt_are_drawn_apart():
+    found = TrainingSet(latents(1, 2, base=0), [["x", "y"]])
+    pairs = Counter(
+        (batch["mean"][0, 0, 0, 0].item(), batch["prompts"][0]) for batch in islice(found, 200)
+    )
+    assert len(pairs) == 4 and min(pairs.values()) > 25  # of 50 expected each
+
+
+def test_subject_and_class_pictures_are_drawn_apart():
+    found = TrainingSet(SUBJECT, PROMPTS, latents(5, 1, base=1000), "a robot", prior_batch=1)
+    pairs = {tuple(batch["names"]) for batch in islice(found, 100)}
+    assert len(pairs) > 15  # of 25; five, were the permutations the same
+
+
 @pytest.mark.parametrize(("accumulate", "world"), [(1, 1), (2, 1), (4, 1), (1, 2), (2, 2), (1, 4)])
 def test_same_samples_however_they_are_dealt_out(accumulate, world):
     expected = stream(6)
