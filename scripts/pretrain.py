@@ -14,8 +14,8 @@ EXAMPLES = """\
 examples:
   python scripts/pretrain.py --config configs/pretrain/storybook.yaml
   python scripts/pretrain.py --config configs/pretrain/storybook.yaml --stage oracle
-  python scripts/pretrain.py --config configs/pretrain/storybook.yaml --stage diffusion \\
-      diffusion.start_from=data/storybook-sd diffusion.loop.steps=4000 base=data/cache/better
+  python scripts/pretrain.py --config configs/pretrain/storybook.yaml seed=1 \\
+      start_from=data/storybook-sd base=data/cache/storybook-sd-next work=logs/pretrain-next
 
 A stage that was interrupted goes on from its last saved step.
 """

@@ -1,17 +1,27 @@
 """The pretraining stages at toy size: they learn; an interrupted one ends where it would have."""
 
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
 import torch
+from omegaconf import DictConfig, OmegaConf
+from safetensors.torch import load_file
 from torch import nn
 
+import scripts.pretrain
 from ldm.storybook import full_caption, random_scene
 from ldm.storybook.pretraining.loop import Loop, LoopSettings, rate_at
 from ldm.storybook.pretraining.pool import draw_pool
+from ldm.storybook.pretraining.settings import PretrainSettings
 from ldm.storybook.pretraining.tokenizer import IDENTIFIERS, train_tokenizer
 from ldm.storybook.pretraining.vae import new_vae, picture_batch, vae_loss
+
+RECIPE = Path("configs/pretrain/storybook.yaml")
 
 
 def fit_line(state: Path, steps: int, stop_at: int | None = None) -> Loop:
@@ -85,3 +95,78 @@ def test_vae_learns() -> None:
         optimizer.step()
         losses.append(numbers["l1"])
     assert losses[-1] < 0.8 * losses[0]
+
+
+TOY = {
+    "pool": {"vae": 20, "diffusion": 20, "oracle_families": 4},
+    "vae": {"channels": [8, 8, 16], "batch": 2, "loop": {"steps": 2}, "decoder_loop": {"steps": 2}},
+    "diffusion": {
+        "channels": [32, 32],
+        "text_width": 32,
+        "text_layers": 1,
+        "batch": 2,
+        "half_trained_at": [1],
+        "half_trained_count": 2,
+        "loop": {"steps": 2},
+    },
+    "oracle": {"channels": [8, 8, 8, 8], "families": 2, "loop": {"steps": 2}},
+    "score": {"prompts": 4, "renders": 8, "families": 4},
+}
+
+
+def pretrain(folder: Path, *overrides: str) -> int:
+    """Every stage of the shipped recipe at toy size."""
+    toy = folder / "toy.yaml"
+    OmegaConf.save(OmegaConf.merge(OmegaConf.load(RECIPE), TOY), toy)
+    places = [f"work={folder}/work", f"base={folder}/base", f"oracle_folder={folder}/oracle"]
+    return scripts.pretrain.main(["--config", str(toy), *places, *overrides])
+
+
+def test_every_stage_and_going_on_from_the_result(tmp_path: Path) -> None:
+    assert pretrain(tmp_path) == 0
+    scores = json.loads((tmp_path / "base" / "scores.json").read_text())
+    assert {"class", "colour", "setting", "accessory", "none of these"} == scores["base"].keys()
+    assert (tmp_path / "base" / "samples.png").is_file()
+    weights = {
+        part: load_file(next((tmp_path / "base" / part).glob("*.safetensors")))
+        for part in ("vae", "unet", "text_encoder")
+    }
+    assert all(v.dtype == torch.float16 for part in weights.values() for v in part.values())
+
+    oracle = (tmp_path / "oracle" / "oracle.safetensors").read_bytes()
+    start = f"start_from={tmp_path}/base"
+    next_one = [start, f"work={tmp_path}/next", f"base={tmp_path}/better"]
+    assert pretrain(tmp_path, *next_one, "diffusion.loop.learning_rate=0") == 0
+    for part, before in weights.items():
+        after = load_file(next((tmp_path / "better" / part).glob("*.safetensors")))
+        for name, value in before.items():
+            torch.testing.assert_close(after[name], value, rtol=1e-3, atol=1e-6)
+    assert (tmp_path / "oracle" / "oracle.safetensors").read_bytes() == oracle
+
+
+def test_a_wrong_key_is_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert pretrain(tmp_path, "diffusion.loop.step=3") == 2
+    assert "step" in capsys.readouterr().err
+    assert scripts.pretrain.main(["--config", str(tmp_path / "absent.yaml")]) == 2
+
+
+def test_the_shipped_recipe_is_valid() -> None:
+    merged = OmegaConf.merge(OmegaConf.structured(PretrainSettings), OmegaConf.load(RECIPE))
+    settings = cast(PretrainSettings, OmegaConf.to_object(merged))
+    assert settings.diffusion.loop.steps > 1000
+    for key in flat(OmegaConf.create(asdict(PretrainSettings()))):
+        leaf = OmegaConf.select(OmegaConf.load(RECIPE), key, default=ABSENT)
+        assert leaf is not ABSENT or ".loop." in key or ".decoder_loop." in key, key
+
+
+ABSENT = object()
+
+
+def flat(node: DictConfig, prefix: str = "") -> Iterator[str]:
+    """Dotted keys of every leaf."""
+    for name, value in node.items():
+        key = str(name)
+        if isinstance(value, DictConfig):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"

@@ -1,4 +1,4 @@
-"""Stage 3: text encoder and UNet, from the pool's latents and captions."""
+"""Text encoder and UNet, from the pool's latents and captions."""
 
 from __future__ import annotations
 

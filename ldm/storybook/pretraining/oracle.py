@@ -1,4 +1,4 @@
-"""Stage 4: the oracle, from renders, from what the VAE makes of them, and from spoilt pictures."""
+"""The oracle, from renders, from what the VAE makes of them, and from spoilt pictures."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from ldm.storybook import (
 from ldm.storybook.oracle import OTHER, VOCABULARY, StorybookOracle
 from ldm.storybook.pretraining.loop import Loop, LoopSettings
 from ldm.storybook.pretraining.pool import picture_array
-from ldm.storybook.pretraining.vae import to_unit
+from ldm.storybook.pretraining.vae import recolour, to_unit
 
 VIEWS = 4  # pictures of each identity
 FAMILY = 3  # identities that differ in one thing: the design, or the colouring
@@ -38,7 +38,7 @@ SPOILT_SHARE = 0.2
 
 @dataclass(frozen=True)
 class Lesson:
-    """pictures: N x 64 x 64 x 3, uint8. labels: attribute -> N. identity, family: N, int64."""
+    """pictures: N x 64 x 64 x 3, uint8. labels: attribute -> N. identity: N, which thing it is."""
 
     pictures: np.ndarray
     labels: dict[str, np.ndarray]
@@ -220,8 +220,9 @@ def train_oracle(
         count = int(SPOILT_SHARE * len(rows))
         bad = spoil(good[torch.from_numpy(rng.permutation(len(rows))[:count])], rng)
         if len(half_trained):
-            early = half_trained[rng.integers(len(half_trained), size=count)]
-            bad = torch.cat([bad, to_unit(early)])
+            early = to_unit(half_trained[rng.integers(len(half_trained), size=count)])
+            early = recolour(early.flip(3) if rng.random() < 0.5 else early, rng)
+            bad = torch.cat([bad, early])  # few pictures, shown in many ways
         out = oracle(torch.cat([augment(good, rng), augment(bad, rng)]))
         n = len(good)
         losses = {

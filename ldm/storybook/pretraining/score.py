@@ -1,4 +1,4 @@
-"""Stage 5: what the base and the oracle reach, as `scores.json` and a sheet of samples."""
+"""What the base and the oracle reach, as `scores.json` and a sheet of samples."""
 
 from __future__ import annotations
 
@@ -19,9 +19,6 @@ from ldm.storybook.oracle import StorybookOracle, as_batch
 from ldm.storybook.pretraining.oracle import FAMILY, SPOILER_NAMES, VIEWS, draw_lesson, spoil
 from ldm.storybook.pretraining.settings import PretrainSettings
 
-PROMPTS = 512
-FRESH_RENDERS = 4096
-FAMILIES = 300
 SEED = 900_000  # of nothing that is trained on
 
 
@@ -39,8 +36,10 @@ def prompt_of(scene: Scene) -> str:
     return compose(scene.noun, scene.colour, scene.setting, accessory=worn)
 
 
-def score_base(folder: Path, oracle: StorybookOracle, seed: int = SEED) -> dict[str, Score]:
-    """Shares of pictures in which the oracle reads what the prompt names, each on PROMPTS prompts.
+def score_base(
+    folder: Path, oracle: StorybookOracle, prompts: int, seed: int = SEED
+) -> dict[str, Score]:
+    """Shares of pictures in which the oracle reads what the prompt names, each on so many prompts.
 
     Held-out combinations, default sampler, 25 steps, guidance 5. "accessory" is read on as many
     other prompts that name one.
@@ -48,9 +47,9 @@ def score_base(folder: Path, oracle: StorybookOracle, seed: int = SEED) -> dict[
     base = load_base(folder)
     scores: dict[str, Score] = {}
     for accessory, attributes in (("none", ("class", "colour", "setting")), (None, ("accessory",))):
-        scenes = held_out_scenes(PROMPTS, seed, accessory)
-        prompts = [prompt_of(scene) for scene in scenes]
-        pictures = list(generate(base, prompts, range(seed, seed + PROMPTS), batch=32))
+        scenes = held_out_scenes(prompts, seed, accessory)
+        texts = [prompt_of(scene) for scene in scenes]
+        pictures = list(generate(base, texts, range(seed, seed + prompts), batch=32))
         readings = oracle.read(pictures)
         for name in attributes:
             wanted = [getattr(s, "noun" if name == "class" else name) for s in scenes]
@@ -62,7 +61,7 @@ def score_base(folder: Path, oracle: StorybookOracle, seed: int = SEED) -> dict[
 
 
 def score_oracle(
-    oracle: StorybookOracle, seed: int = SEED, renders: int = FRESH_RENDERS
+    oracle: StorybookOracle, renders: int, families: int, seed: int = SEED
 ) -> dict[str, Score]:
     """The oracle on fresh renders, on spoilt ones, and on pairs of designs of one class."""
     rng = np.random.default_rng(seed)
@@ -85,12 +84,10 @@ def score_oracle(
     for kind, name in enumerate(SPOILER_NAMES):
         spoilt = [to_picture(p) for p in spoil(clean, rng, kind)]
         scores[f"caught: {name}"] = share([r.none for r in oracle.read(spoilt)])
-    return {**scores, **score_pairs(oracle, seed)}
+    return {**scores, **score_pairs(oracle, families, seed)}
 
 
-def score_pairs(
-    oracle: StorybookOracle, seed: int = SEED, families: int = FAMILIES
-) -> dict[str, Score]:
+def score_pairs(oracle: StorybookOracle, families: int, seed: int = SEED) -> dict[str, Score]:
     """Pairs of pictures of one class, half of one thing, half of two that differ in design only or
     colouring only: told apart by one threshold, set on other pairs."""
     lesson = draw_lesson(families, seed)
@@ -136,9 +133,13 @@ def score_stage(settings: PretrainSettings) -> None:
     torch.manual_seed(0)
     folder = Path(settings.base)
     oracle = StorybookOracle.load(Path(settings.oracle_folder))
+    wanted = settings.score
     scores = {
-        "base": score_base(folder, oracle),
-        "oracle": {**score_oracle(oracle), **score_early(oracle, Path(settings.work))},
+        "base": score_base(folder, oracle, wanted.prompts),
+        "oracle": {
+            **score_oracle(oracle, wanted.renders, wanted.families),
+            **score_early(oracle, Path(settings.work)),
+        },
     }
     (folder / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
     sample_sheet(folder).save(folder / "samples.png")

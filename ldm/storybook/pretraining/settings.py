@@ -38,7 +38,6 @@ class DiffusionSettings:
     vocabulary: int = 800  # at most
     batch: int = 64
     min_snr_gamma: float = 5.0
-    start_from: str | None = None  # a folder of this shape whose weights to go on from
     half_trained_at: list[int] = field(default_factory=lambda: [150, 300, 450])  # for the oracle
     half_trained_count: int = 256  # pictures at each of these steps
     loop: LoopSettings = field(default_factory=lambda: LoopSettings(7000, 1e-3))
@@ -53,12 +52,23 @@ class OracleSettings:
 
 
 @dataclass
+class ScoreSettings:
+    """On how many fresh draws the base and the oracle are measured."""
+
+    prompts: int = 512
+    renders: int = 4096
+    families: int = 300  # of three things each, for pairs of designs
+
+
+@dataclass
 class PretrainSettings:
     base: str = "data/storybook-sd"  # where the base is put
     oracle_folder: str = "data/storybook-oracle"  # where the oracle is put
     work: str = "logs/pretrain"  # states of unfinished stages, latents
     seed: int = 0
+    start_from: str | None = None  # a base of this shape to go on from; the oracle stays
     pool: PoolSettings = field(default_factory=PoolSettings)
     vae: VaeSettings = field(default_factory=VaeSettings)
     diffusion: DiffusionSettings = field(default_factory=DiffusionSettings)
     oracle: OracleSettings = field(default_factory=OracleSettings)
+    score: ScoreSettings = field(default_factory=ScoreSettings)

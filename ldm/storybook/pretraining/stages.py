@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,17 +40,33 @@ log = logging.getLogger(__name__)
 VAE_POOL, DIFFUSION_POOL, LESSON = 11, 12, 13  # added to the seed, so that pools differ
 
 
+def _start(settings: PretrainSettings) -> BaseModel | None:
+    """The base to go on from, if any: its tokenizer, VAE and weights are kept."""
+    return load_base(settings.start_from) if settings.start_from is not None else None
+
+
+def _save(folder: Path, *write: Callable[[Path], object]) -> None:
+    """Have each of `write` fill a folder beside `folder`, then rename it: never half there."""
+    staging = folder.with_name(f".{folder.name}.staging")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    for fill in write:
+        fill(staging)
+    shutil.rmtree(folder, ignore_errors=True)
+    staging.replace(folder)
+
+
 def vae_stage(settings: PretrainSettings) -> None:
     """Rendered pictures -> `work/vae_joint`: encoder and decoder trained together."""
     folder = Path(settings.work) / "vae_joint"
-    if (folder / "config.json").is_file():
+    if folder.is_dir() or settings.start_from is not None:
         return
     pool = _vae_pool(settings)
     torch.manual_seed(settings.seed)
     vae = new_vae(settings.vae.channels, settings.vae.latent_channels)
     state = Path(settings.work) / "vae.pt"
     train_vae(vae, pool, settings.vae.loop, settings.vae.batch, settings.seed, state)
-    vae.save_pretrained(folder)
+    _save(folder, vae.save_pretrained)
 
 
 def _vae_pool(settings: PretrainSettings) -> Pool:
@@ -59,14 +76,17 @@ def _vae_pool(settings: PretrainSettings) -> Pool:
 def decoder_stage(settings: PretrainSettings) -> None:
     """`work/vae_joint` -> `work/vae`: the same encoder, a better decoder."""
     work = Path(settings.work)
-    if (work / "vae" / "config.json").is_file():
+    if (work / "vae").is_dir():
+        return
+    if start := _start(settings):
+        _save(work / "vae", start.vae.save_pretrained)
         return
     vae = AutoencoderKL.from_pretrained(work / "vae_joint")
     wanted = settings.vae
     state = work / "decoder.pt"
     pool = _vae_pool(settings)
     train_decoder(vae, pool, wanted.decoder_loop, wanted.batch, settings.seed, state)
-    vae.save_pretrained(work / "vae")
+    _save(work / "vae", vae.save_pretrained)
 
 
 def tokenizer_stage(settings: PretrainSettings) -> None:
@@ -74,12 +94,14 @@ def tokenizer_stage(settings: PretrainSettings) -> None:
     folder = Path(settings.work) / "tokenizer"
     if folder.is_dir():
         return
-    rng = np.random.default_rng(settings.seed)
-    captions = [full_caption(random_scene(rng)) for _ in range(4000)]
-    wanted = settings.diffusion
-    tokenizer = train_tokenizer(captions, wanted.text_length, wanted.vocabulary)
-    tokenizer.save_pretrained(folder)
-    tokenizer.backend_tokenizer.model.save(str(folder))  # vocab.json, merges.txt: for other tools
+    if start := _start(settings):
+        tokenizer = start.tokenizer
+    else:
+        rng = np.random.default_rng(settings.seed)
+        captions = [full_caption(random_scene(rng)) for _ in range(4000)]
+        wanted = settings.diffusion
+        tokenizer = train_tokenizer(captions, wanted.text_length, wanted.vocabulary)
+    _save(folder, tokenizer.save_pretrained)
 
 
 def latents_stage(settings: PretrainSettings) -> None:
@@ -95,8 +117,7 @@ def latents_stage(settings: PretrainSettings) -> None:
 
 def _new_networks(settings: PretrainSettings, tokenizer: CLIPTokenizer) -> nn.ModuleDict:
     wanted = settings.diffusion
-    if wanted.start_from is not None:
-        start = load_base(wanted.start_from)
+    if start := _start(settings):
         networks = {"unet": start.unet, "text_encoder": start.text_encoder}
         return nn.ModuleDict(networks).requires_grad_(True)
     torch.manual_seed(settings.seed)
@@ -166,11 +187,17 @@ def save_base(base: BaseModel, folder: Path) -> None:
         requires_safety_checker=False,
     )
     pipeline.to(torch.float16).save_pretrained(folder)
+    # vocab.json and merges.txt, which other tools read instead of tokenizer.json.
     base.tokenizer.backend_tokenizer.model.save(str(folder / "tokenizer"))
 
 
 def oracle_stage(settings: PretrainSettings) -> None:
-    """Renders, spoilt and half-trained pictures -> the oracle's folder, float16."""
+    """Renders, spoilt and half-trained pictures -> the oracle's folder, float16.
+
+    Going on from a base leaves the oracle as it is: what measures must not change on the way.
+    """
+    if settings.start_from is not None:
+        return
     work, wanted = Path(settings.work), settings.oracle
     # The other half of these pictures is for testing.
     early = [np.load(path)[::2] for path in sorted(work.glob("half_trained_*.npy"))]

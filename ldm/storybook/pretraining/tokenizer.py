@@ -1,4 +1,4 @@
-"""Stage 2: a byte-complete BPE tokenizer: the world's words, and rare ones that it never says."""
+"""A byte-complete BPE tokenizer: the world's words, and rare ones that it never says."""
 
 from __future__ import annotations
 

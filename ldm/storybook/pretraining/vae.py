@@ -1,5 +1,5 @@
-"""Stage 1: the autoencoder, from rendered pictures in the world's colours and in any other;
-stage 2: its decoder alone, which sharpens pictures and leaves latents as they are."""
+"""The autoencoder, from rendered pictures in the world's colours and in any other;
+then its decoder alone, which sharpens pictures and leaves latents as they are."""
 
 from __future__ import annotations
 
@@ -85,10 +85,11 @@ def vae_loss(vae: AutoencoderKL, pictures: Tensor) -> tuple[Tensor, dict[str, fl
         decoded = vae.decode(posterior.sample()).sample
     decoded = decoded.float()
     values = l1_loss(decoded, pictures)
-    slopes = sum(l1_loss(a, b) for a, b in zip(_slopes(decoded), _slopes(pictures), strict=True))
-    kl = posterior.kl().float().mean() / pictures[0].numel()
-    loss = values + GRADIENT_WEIGHT * slopes + KL_WEIGHT * kl * pictures[0].numel()
-    return loss, {"l1": values.item(), "slopes": float(slopes), "kl": kl.item()}
+    pairs = zip(_slopes(decoded), _slopes(pictures), strict=True)
+    slopes = torch.stack([l1_loss(a, b) for a, b in pairs]).sum()
+    kl = posterior.kl().float().mean()  # of a crop, in nats
+    loss = values + GRADIENT_WEIGHT * slopes + KL_WEIGHT * kl
+    return loss, {"l1": values.item(), "slopes": slopes.item(), "kl": kl.item()}
 
 
 def train_vae(
