@@ -59,14 +59,14 @@ def recolour(pictures: Tensor, rng: np.random.Generator) -> Tensor:
     return (mixed + torch.from_numpy(shift)[:, :, None, None]).clamp(-1, 1)
 
 
-def picture_batch(pool: Pool, size: int, rng: np.random.Generator) -> Tensor:
-    """`size` random crops, mirrored and recoloured: size x 3 x CROP x CROP in [-1, 1]."""
+def picture_batch(pool: Pool, size: int, rng: np.random.Generator, crop: int = CROP) -> Tensor:
+    """`size` random crops, mirrored and recoloured: size x 3 x crop x crop in [-1, 1]."""
     rows = rng.integers(len(pool.pictures), size=size)
-    edge = pool.pictures.shape[1] - CROP
+    edge = pool.pictures.shape[1] - crop
     tops, lefts = rng.integers(edge + 1, size=size), rng.integers(edge + 1, size=size)
     crops = np.stack(
         [
-            pool.pictures[row, top : top + CROP, left : left + CROP]
+            pool.pictures[row, top : top + crop, left : left + crop]
             for row, top, left in zip(rows, tops, lefts, strict=True)
         ]
     )
@@ -115,14 +115,21 @@ def train_vae(
 def train_decoder(
     vae: AutoencoderKL, pool: Pool, settings: LoopSettings, batch: int, seed: int, state: Path
 ) -> AutoencoderKL:
-    """Train the decoder of `vae` on, with the encoder frozen, and return it averaged."""
+    """Train the decoder of `vae` on, with the encoder frozen, and return it averaged.
+
+    On whole pictures, whose statistics in group normalisation are not those of crops; `batch` is
+    in crops, as that of `train_vae`.
+    """
+    whole = pool.pictures.shape[1]
+    count = max(1, batch * CROP**2 // whole**2)
     vae.requires_grad_(False)
     decoding = nn.ModuleDict({"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv})
     loop = Loop(decoding.requires_grad_(True), settings, state)
 
     def loss_at(step: int) -> tuple[Tensor, dict[str, float]]:
         torch.manual_seed(seed + step)  # the posterior's sample
-        return vae_loss(vae, picture_batch(pool, batch, np.random.default_rng([seed, step, 2])))
+        rng = np.random.default_rng([seed, step, 2])
+        return vae_loss(vae, picture_batch(pool, count, rng, crop=whole))
 
     decoding.train()
     loop.run(loss_at)
