@@ -43,7 +43,7 @@ def configured(args: argparse.Namespace) -> Config:
     """The validated configuration; loads no library that takes long."""
     if args.resume is None:
         return load_config(args.files, args.overrides)
-    from ldm.run.folder import resumed_config
+    from ldm.run.resume import resumed_config
 
     return resumed_config(args.resume, args.files, args.overrides)
 
@@ -52,7 +52,7 @@ def train(args: argparse.Namespace) -> None:
     """One run, from the command line to the report."""
     config = configured(args)
 
-    from ldm.run import build, finish, folder
+    from ldm.run import build, finish, folder, resume
     from ldm.run.plan import plan_lines
     from ldm.run.prepare import prepare
 
@@ -63,22 +63,16 @@ def train(args: argparse.Namespace) -> None:
         return
 
     facts = folder.run_facts(config, ready.base.source, ready.base.fingerprint, ready.digests)
-    start = None
-    if args.resume:
-        folder.check_unchanged(run, facts)
-        start = build.resume_point(run)
+    start = resume.resume_point(run, config, facts) if args.resume else None
     job = build.build_job(config, ready, run, start)
     if args.resume and folder.is_first_process():
-        folder.write_config(run, config)
+        resume.go_on(run, config, start)
     elif folder.is_first_process():
         folder.create_run(run, config, facts)
 
     finished = job.fit()  # class images first: each process makes its share of them
-    if not finished or not job.trainer.is_global_zero:
-        return
-    finish.write_sheet(config, run, ready)
-    finish.evaluate(config, run, ready, job.trainer.strategy.root_device)
-    print(*finish.report_lines(run), sep="\n")
+    if finished and job.trainer.is_global_zero and finish.conclude(config, run, ready, job):
+        print(*finish.report_lines(run), sep="\n")
 
 
 def main(words: list[str] | None = None) -> int:
@@ -86,7 +80,11 @@ def main(words: list[str] | None = None) -> int:
     warnings.filterwarnings("ignore", message=".*You have overridden `on_before_batch_transfer`.*")
     logging.getLogger("ldm").setLevel(logging.INFO)
     args = parse(words)
-    return exit_status(lambda: train(args))
+    try:
+        return exit_status(lambda: train(args))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130  # 128 + SIGINT, as a shell counts
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Configuration: merging, what a value may be, and that every problem is named at once."""
 
+import itertools
 import re
 import subprocess
 import sys
@@ -19,15 +20,14 @@ from ldm.config import (
     split_command_line,
     to_yaml,
 )
-from ldm.config.checks import contains_word
+from ldm.config.checks import contains_word, value_at
 from ldm.config.schema import Prior, Sampler
 from ldm.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 MAIN_JOB = ROOT / "configs" / "dreambooth.yaml"
 OVERLAYS = sorted(set((ROOT / "configs").glob("*.yaml")) - {MAIN_JOB})
-# Configurations of other commands: they are validated by those commands' tests.
-OVERLAYS = [path for path in OVERLAYS if not path.stem.startswith(("pretrain", "oracle"))]
+PAIRS = list(itertools.permutations(OVERLAYS, 2))
 
 
 def problems(*overrides: str, files: tuple[Path, ...] = ()) -> str:
@@ -64,6 +64,21 @@ def test_shipped_configs_are_valid_and_commented(path: Path) -> None:
     for line, above in zip(lines, ["", *lines], strict=False):
         if re.match(r" *\w+:", line) and not re.fullmatch(r"\w+:", line):  # not a bare section
             assert "#" in line or above.strip().startswith("#"), f"{path.name}: no comment: {line}"
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: "+".join(path.stem for path in pair))
+def test_overlays_go_together(pair: tuple[Path, Path]) -> None:
+    load_config([MAIN_JOB, *pair], [])
+
+
+def test_home_folder_is_found_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/nobody")
+    monkeypatch.setenv("USERPROFILE", "/nobody")
+    keys = ("logs", "subject.pictures", "data.cache", "prior.folder", "prior.root")
+    config = load_config([], [f"{key}=~/there" for key in keys])
+    assert {value_at(config, key) for key in keys} == {"/nobody/there"}
+    without = load_config([], ["prior=null", "data.cache=null", "logs=a/~"])
+    assert (without.prior, without.data.cache, without.logs) == (None, None, "a/~")
 
 
 def test_files_and_overrides_merge_left_to_right(tmp_path: Path) -> None:
@@ -178,6 +193,7 @@ def test_class_noun_reaches_the_prompts() -> None:
         ("prior.prompt=a sks robot", "leave the identifier out"),
         ("prior.prompt=a [V] robot", "leave the identifier out"),
         ("trainer.devices=two", "trainer.devices"),
+        ("trainer.strategy=fsdp", "must be auto or ddp"),
         ("name=a/b", "letters"),
         ("evaluation.oracle=ldm.storybook", "package.module:Name"),
     ],

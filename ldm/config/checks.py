@@ -51,6 +51,8 @@ AT_MOST: dict[str, float] = {
     "sampling.rescale": 1,
 }
 
+STRATEGIES = ("auto", "ddp")
+
 
 def value_at(config: Config, key: str) -> Any:
     """The value of a dotted key; None below a section that is None."""
@@ -100,6 +102,11 @@ def combination_problems(config: Config) -> Iterator[str]:
         yield "samples.prompts=[]: nothing to draw; give prompts, or set samples.every=0"
     if not re.fullmatch(r"auto|-1|\d+(,\d+)*,?", config.trainer.devices):
         yield f"trainer.devices={config.trainer.devices}: must be auto, a number or a list as 0,2"
+    if config.trainer.strategy not in STRATEGIES:
+        yield (
+            f"trainer.strategy={config.trainer.strategy}: must be {' or '.join(STRATEGIES)}; "
+            "grids, snapshots and numbers need all weights in one process"
+        )
     if config.name is not None and not re.fullmatch(r"[\w][\w.-]*", config.name):
         yield f"name={config.name!r}: it ends a folder's name; use letters, digits, - _ and ."
     oracle = config.evaluation and config.evaluation.oracle

@@ -6,6 +6,7 @@ in a configuration is reported within a fraction of a second.
 
 import importlib
 import inspect
+import os
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from ldm.config.assign import Assigner, without_none
 from ldm.config.checks import combination_problems, range_problems, value_at
 from ldm.config.schema import Config
 from ldm.errors import UserError
+
+PLACES = ("logs", "model.base", "subject.pictures", "data.cache", "prior.folder", "prior.root")
 
 
 def load_config(files: list[Path], overrides: list[str]) -> Config:
@@ -36,10 +39,20 @@ def load_config(files: list[Path], overrides: list[str]) -> Config:
     problems = [*assigner.problems, *_unresolved(tree)]
     config = OmegaConf.to_object(tree)
     assert isinstance(config, Config)
+    _expand_home(config)
     problems += [*range_problems(config), *combination_problems(config)]
     if problems:
         raise UserError(_listed(problems))
     return config
+
+
+def _expand_home(config: Config) -> None:
+    """Put the home folder where a place begins with ~ (no shell does, after `key=`)."""
+    for key in PLACES:
+        section, _, name = key.rpartition(".")
+        holder = value_at(config, section) if section else config
+        if holder is not None and getattr(holder, name) is not None:
+            setattr(holder, name, os.path.expanduser(getattr(holder, name)))
 
 
 def _unresolved(tree: DictConfig) -> Iterator[str]:

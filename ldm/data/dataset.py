@@ -98,10 +98,10 @@ class TrainingSet(IterableDataset[Batch]):
         """
         super().__init__()
         _check(instance, instance_prompts, prior, rank, world)
-        _check_divisible("training.batch", batch, accumulate, world)
+        check_divisible("training.batch", batch, accumulate, world)
         self.sources = [Source(instance, instance_prompts, batch, offset=0, is_prior=False)]
         if prior is not None:
-            _check_divisible("prior.batch", prior_batch, accumulate, world)
+            check_divisible("prior.batch", prior_batch, accumulate, world)
             prompts = [[prior_prompt]] * len(prior)
             self.sources.append(Source(prior, prompts, prior_batch, offset=batch, is_prior=True))
         self.accumulate, self.seed, self.start_step = accumulate, seed, start_step
@@ -164,7 +164,8 @@ def _check(
         raise ValueError(f"{len(prior)} class latents of {prior_shape}, the subject's are {shape}")
 
 
-def _check_divisible(key: str, batch: int, accumulate: int, world: int) -> None:
+def check_divisible(key: str, batch: int, accumulate: int, world: int) -> None:
+    """Raise UserError, naming `key`, unless every micro-batch of every process gets as many."""
     shares = accumulate * world
     if batch < 1 or batch % shares:
         wanted = max(1, round(batch / shares)) * shares

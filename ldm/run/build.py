@@ -9,17 +9,20 @@ import pytorch_lightning as pl
 import torch
 from PIL import Image
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
+from pytorch_lightning.utilities.exceptions import MisconfigurationException  # type: ignore[attr-defined]
 from torch import nn
 
-from ldm.checkpoint import ResumePoint, find_resume
+from ldm.checkpoint import ResumePoint
 from ldm.config import Config
+from ldm.data.dataset import check_divisible
 from ldm.errors import UserError
 from ldm.models.attention import choose_attention
 from ldm.models.base import BaseModel
 from ldm.models.trainable import prepare_training
 from ldm.objective import NoiseSchedule
 from ldm.run.data import RunData
-from ldm.run.prepare import Prepared, filled
+from ldm.run.prepare import Prepared
+from ldm.run.settings import filled, grid_seeds, grid_settings, sampling_settings
 from ldm.sampling.generate import generate
 from ldm.sampling.grid import labelled_grid
 from ldm.training import (
@@ -40,12 +43,12 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Job:
-    """All that `trainer.fit` needs, and what it trains."""
+    """All that `trainer.fit` needs."""
 
     trainer: pl.Trainer
     module: DreamBoothModule
     data: RunData
-    modules: dict[str, nn.Module]  # those that are trained
+    interrupt: Interrupt
     resume_state: ResumeState
     start: ResumePoint | None  # what to go on from
 
@@ -53,7 +56,10 @@ class Job:
         """Train. False where the user stopped it before its end."""
         path = self.start.path if self.start else None
         try:
-            self.trainer.fit(self.module, datamodule=self.data, ckpt_path=path, weights_only=True)
+            with self.interrupt.listening():
+                self.trainer.fit(
+                    self.module, datamodule=self.data, ckpt_path=path, weights_only=True
+                )
         except Interrupted:
             run = self.resume_state.run
             log.warning("stopped before training; go on with: python main.py --resume %s", run)
@@ -62,32 +68,45 @@ class Job:
 
 
 def build_job(config: Config, ready: Prepared, run: Path, start: ResumePoint | None = None) -> Job:
-    """Put everything together; nothing is written. UserError: no such device or strategy."""
+    """Put everything together; nothing is written.
+
+    UserError: no such device or strategy, or a batch that these devices cannot share equally.
+    """
     modules = prepare_training(
         ready.base, config.model.train_text_encoder, config.model.gradient_checkpointing
     )
     interrupt, metrics = Interrupt(), Metrics(run)
     resume_state = ResumeState(run, config.training.save_every, interrupt)
+    grid = grid_settings(config, ready.base, ready.resolution, run)
     callbacks = [
         interrupt,
         metrics,
         TrainingProgress(metrics),
-        SampleGrid(run, config.samples.every, grid_drawer(config, ready)),
+        SampleGrid(run, config.samples.every, grid_drawer(config, ready), grid),
         Snapshots(run, modules, asdict(config), config.snapshots.every, config.snapshots.keep),
         resume_state,
     ]
     loggers = build_loggers(config, run, start.step if start else None)
     trainer = build_trainer(config, run, callbacks, loggers)
+    check_shares(config, trainer.world_size)
     tokens = (ready.resolution // ready.base.latent_factor) ** 2
     choose_attention(ready.base.unet, trainer.strategy.root_device, tokens)
     return Job(
         trainer=trainer,
         module=build_module(config, ready.base, modules),
         data=RunData(config, ready, interrupt),
-        modules=modules,
+        interrupt=interrupt,
         resume_state=resume_state,
         start=start,
     )
+
+
+def check_shares(config: Config, processes: int) -> None:
+    """UserError unless every forward pass of every process gets as many samples of either kind."""
+    training, prior = config.training, config.prior
+    check_divisible("training.batch", training.batch, training.accumulate, processes)
+    if prior:
+        check_divisible("prior.batch", prior.batch, training.accumulate, processes)
 
 
 def build_module(
@@ -141,8 +160,11 @@ def build_trainer(
         )
     except UserError:
         raise
-    except (ValueError, RuntimeError) as error:  # among them Lightning's MisconfigurationException
-        raise UserError(f"trainer={asdict(hardware)}: {error}") from error
+    except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
+        raise UserError(
+            f"trainer={asdict(hardware)}: {error}; auto, for each of accelerator, devices and "
+            "strategy, takes what there is"
+        ) from error
 
 
 def build_loggers(config: Config, run: Path, start: int | None) -> list[Logger]:
@@ -170,24 +192,16 @@ def build_loggers(config: Config, run: Path, start: int | None) -> list[Logger]:
 
 def grid_drawer(config: Config, ready: Prepared) -> Callable[[torch.device], Image.Image]:
     """A function that draws the sample grid with the networks as they then are: a row a prompt."""
-    samples, sampling, base = config.samples, config.sampling, ready.base
-    labels = filled(config, samples.prompts)
-    seeds = [samples.seed + place for place in range(samples.count)]
+    labels, seeds = filled(config, config.samples.prompts), grid_seeds(config)
+    settings = sampling_settings(config, ready.resolution)
 
     def draw(device: torch.device) -> Image.Image:
         pictures = list(
             generate(
-                base.to(device),
+                ready.base.to(device),
                 [prompt for prompt in labels for _ in seeds],
                 seeds * len(labels),
-                negative=sampling.negative,
-                scale=sampling.scale,
-                rescale=sampling.rescale,
-                steps=sampling.steps,
-                sampler=sampling.sampler,
-                height=ready.resolution,
-                width=ready.resolution,
-                batch=sampling.batch,
+                **settings,
             )
         )
         rows = [
@@ -196,11 +210,3 @@ def grid_drawer(config: Config, ready: Prepared) -> Callable[[torch.device], Ima
         return labelled_grid(rows, labels)
 
     return draw
-
-
-def resume_point(run: Path) -> ResumePoint | None:
-    """The resume state to go on from; None: nothing was saved yet. UserError: all are damaged."""
-    try:
-        return find_resume(run)
-    except FileNotFoundError as error:
-        raise UserError(str(error)) from error

@@ -37,11 +37,10 @@ class RunData(pl.LightningDataModule):
         UserError: disk not writable. Interrupted: the user asked to stop; what is made stays.
         """
         device = self._trainer.strategy.root_device
-        with self.interrupt.listening():
-            pictures = self._class_pictures(device)
-            self.instance = self._encoded(self.ready.pictures, device, "pictures encoded")
-            if pictures:
-                self.prior = self._encoded(pictures, device, "class images encoded")
+        pictures = self._class_pictures(device)
+        self.instance = self._encoded(self.ready.pictures, device, "pictures encoded")
+        if pictures:
+            self.prior = self._encoded(pictures, device, "class images encoded")
 
     def train_dataloader(self) -> DataLoader:
         """The stream from the step that the run is at."""

@@ -1,86 +1,111 @@
 """After training: numbers beside the untouched base, and what is printed."""
 
 import logging
-from dataclasses import asdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from ldm.checkpoint.files import write_json
-from ldm.config import Config, instantiate
-from ldm.data.images import find_pictures, load_picture
+from ldm.checkpoint.files import explain_disk_errors, write_json
+from ldm.config import Config
+from ldm.data.images import load_picture
 from ldm.evaluation.answers import ceiling, measure
 from ldm.evaluation.metrics import Score
 from ldm.models.base import BaseModel, load_base
+from ldm.run.build import Job
 from ldm.run.prepare import Prepared
 from ldm.run.progress import counted
+from ldm.run.settings import grid_settings, sampling_settings
 from ldm.run.sheet import result_sheet
+from ldm.training import Interrupted
+from ldm.training.samples import save_picture
 
 log = logging.getLogger(__name__)
-HELDOUT = "heldout"  # subfolder of the subject's pictures that training never sees
+
+
+def conclude(config: Config, run: Path, ready: Prepared, job: Job) -> bool:
+    """Write sheet and numbers of the last step. False where the user stopped it before its end.
+
+    UserError: disk not writable.
+    """
+    step, device = job.trainer.global_step, job.trainer.strategy.root_device
+    try:
+        with job.interrupt.listening():
+            write_sheet(config, run, ready, step)
+            evaluate(config, run, ready, device, step, job.interrupt.check)
+    except Interrupted:
+        log.warning(
+            "training is complete, its numbers are not; measure again: python main.py --resume %s",
+            run,
+        )
+        return False
+    return True
 
 
 def evaluate(
-    config: Config, run: Path, ready: Prepared, device: torch.device
+    config: Config,
+    run: Path,
+    ready: Prepared,
+    device: torch.device,
+    step: int,
+    check: Callable[[], None],
 ) -> dict[str, Any] | None:
     """Measure the trained base beside the untouched one; print it, write it to evaluation.json.
 
-    ready.base: holds the weights of the last step now. None where no evaluation is asked for.
+    ready.base: holds the weights of `step` now. None where no evaluation is asked for. `check` is
+    called now and then; what it raises ends the measurement.
     """
-    if config.evaluation is None or config.evaluation.oracle is None:
+    if config.evaluation is None or ready.oracle is None:
         return None
-    oracle = instantiate(config.evaluation.oracle)
-    trained, step = ready.base.to(device), config.training.steps
-    pictures = reference_pictures(config, ready)
-    model = config.model
+    check()
+    trained, model, oracle = ready.base.to(device), config.model, ready.oracle
+    pictures = [load_picture(path) for path in ready.heldout or ready.pictures]
     untouched = load_base(model.base, revision=model.revision, variant=model.variant)
     untouched.to(device, trained.unet.dtype)
+
+    def measured(base: BaseModel, title: str) -> dict[str, Score]:
+        with counted(title, check) as progress:
+            return _measured(config, ready, base, pictures, progress)
+
     result: dict[str, Any] = {
-        "base": _measured(config, ready, untouched, oracle, pictures, "untouched base measured"),
-        "snapshots": {
-            str(step): _measured(config, ready, trained, oracle, pictures, "trained measured")
-        },
+        "base": measured(untouched, "untouched base measured"),
+        "snapshots": {str(step): measured(trained, "trained measured")},
         "ceiling": {"subject/similarity": ceiling(oracle.read(pictures))},
         "chosen": step,
         "reasons": ["the last step; snapshots are not compared yet"],
         "seed": config.evaluation.seed,
         "images_per_prompt": config.evaluation.images,
-        "sampling": asdict(config.sampling),
+        "sampling": sampling_settings(config, ready.resolution),
     }
-    write_json(run / "evaluation.json", result)
+    with explain_disk_errors(run / "evaluation.json"):
+        write_json(run / "evaluation.json", result)
     print_table(result, Console())
     return result
 
 
-def reference_pictures(config: Config, ready: Prepared) -> list[Any]:
-    """Pictures of the subject to compare with: `heldout/` beside them, else those trained on."""
-    heldout = Path(config.subject.pictures).expanduser() / HELDOUT
-    if heldout.is_dir():
-        return [load_picture(path) for path in find_pictures(heldout)]
-    log.info("no %s: similarity is to the pictures trained on, and flatters", heldout)
-    return [load_picture(path) for path in ready.pictures]
-
-
 def _measured(
-    config: Config, ready: Prepared, base: BaseModel, oracle: Any, pictures: list[Any], label: str
+    config: Config,
+    ready: Prepared,
+    base: BaseModel,
+    pictures: list[Image.Image],
+    progress: Callable[[int, int], None],
 ) -> dict[str, Score]:
     assert config.evaluation is not None
-    sampling = {**asdict(config.sampling), "height": ready.resolution, "width": ready.resolution}
-    with counted(label) as progress:
-        return measure(
-            base,
-            oracle,
-            config.subject.identifier,
-            config.subject.class_noun,
-            pictures,
-            config.evaluation.images,
-            config.evaluation.seed,
-            sampling,
-            progress,
-        )
+    return measure(
+        base,
+        ready.oracle,
+        config.subject.identifier,
+        config.subject.class_noun,
+        pictures,
+        config.evaluation.images,
+        config.evaluation.seed,
+        sampling_settings(config, ready.resolution),
+        progress,
+    )
 
 
 def print_table(result: dict[str, Any], console: Console) -> None:
@@ -103,13 +128,17 @@ def _cell(metric: str, score: Score) -> str:
     return f"{100 * score['value']:.0f} % ({low:.0f}-{high:.0f}, n {score['n']})"
 
 
-def write_sheet(config: Config, run: Path, ready: Prepared) -> None:
-    """Write sheet.png from the first and the last sample grid, where grids were drawn."""
+def write_sheet(config: Config, run: Path, ready: Prepared, step: int) -> None:
+    """Write sheet.png from the first sample grid and that of the last step, where grids are drawn.
+
+    UserError: disk not writable.
+    """
     before = run / "samples" / "step-000000.png"
-    after = run / "samples" / f"step-{config.training.steps:06d}.png"
+    after = run / "samples" / f"step-{step:06d}.png"
     if before.is_file() and after.is_file():
-        sheet = result_sheet(ready.pictures, after, before, config.training.steps)
-        sheet.save(run / "sheet.png")
+        settings = grid_settings(config, ready.base, ready.resolution, run)
+        sheet = result_sheet(ready.pictures, after, before, step)
+        save_picture(sheet, run / "sheet.png", {**settings, "step": step, "steps_shown": [0, step]})
 
 
 def report_lines(run: Path) -> list[str]:

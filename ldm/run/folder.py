@@ -1,6 +1,5 @@
-"""The run folder: its name, its config.yaml and run.json, going on with one."""
+"""The run folder: its name, its config.yaml and run.json."""
 
-import logging
 import os
 import platform
 import shlex
@@ -11,10 +10,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ldm.config import Config, differences, load_config, to_yaml
+from ldm.config import Config, load_config, to_yaml
 from ldm.errors import UserError
-
-log = logging.getLogger(__name__)
 
 PACKAGES = (
     "torch",
@@ -24,21 +21,6 @@ PACKAGES = (
     "safetensors",
     "numpy",
     "pillow",
-)
-# What may change when a run goes on: how long it goes, what it writes, where it computes.
-MAY_CHANGE = (
-    "logs",
-    "model.gradient_checkpointing",
-    "data.cache",
-    "prior.root",
-    "training.steps",
-    "training.save_every",
-    "snapshots.",
-    "sampling.",
-    "samples.",
-    "trainer.",
-    "logger.",
-    "evaluation.",
 )
 
 
@@ -51,7 +33,7 @@ def is_first_process() -> bool:
 def new_run(config: Config, now: datetime) -> Path:
     """logs/2026-01-31T10-20-30_robot, not made yet. UserError if it exists."""
     name = config.name or "-".join(config.subject.class_noun.split())
-    run = Path(config.logs).expanduser() / f"{now:%Y-%m-%dT%H-%M-%S}_{name}"
+    run = Path(config.logs) / f"{now:%Y-%m-%dT%H-%M-%S}_{name}"
     if run.exists() and is_first_process():
         raise UserError(
             f"run folder {run} exists already; go on with it by --resume {run}, "
@@ -136,35 +118,3 @@ def read_facts(run: Path) -> dict[str, Any]:
     from ldm.checkpoint.files import read_json
 
     return read_json(run / "run.json") or {}
-
-
-def resumed_config(run: Path, files: list[Path], overrides: list[str]) -> Config:
-    """A run's configuration with what is given beside `--resume` on top.
-
-    UserError where that changes what is trained: only length, output and devices may change.
-    """
-    stored = read_config(run)
-    config = load_config([run / "config.yaml", *files], overrides)
-    wrong = {
-        key: values
-        for key, values in differences(stored, config).items()
-        if not key.startswith(MAY_CHANGE)
-    }
-    if wrong:
-        listed = "".join(f"\n  - {key}={now!r}, was {was!r}" for key, (was, now) in wrong.items())
-        raise UserError(
-            f"{run} was started with other values; leave them out, or start a new run:{listed}"
-        )
-    return config
-
-
-def check_unchanged(run: Path, facts: dict[str, Any]) -> None:
-    """Compare with run.json: UserError for another base; a warning for other pictures."""
-    before = read_facts(run)
-    if before.get("base_fingerprint") not in (None, facts["base_fingerprint"]):
-        raise UserError(
-            f"model.base={facts['base']}: not the weights that {run} was started with; "
-            "put those back, or start a new run"
-        )
-    if before.get("pictures") not in (None, facts["pictures"]):
-        log.warning("the pictures are not those that %s was started with", run)

@@ -1,4 +1,8 @@
-"""How much memory and disk a run will need: estimates, to within about a third."""
+"""How much memory a training step will need: an estimate.
+
+It counts parameters, gradients, optimizer moments and activations; what the libraries, the
+allocator and a device's kernels take beside these is a flat guess, so leave room.
+"""
 
 from dataclasses import dataclass
 from typing import Any

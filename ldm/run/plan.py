@@ -9,7 +9,8 @@ from ldm.models.text import tokens_of
 from ldm.models.trainable import count_parameters
 from ldm.run.folder import existing_parent
 from ldm.run.memory import GIB, MIB, training_bytes, unet_activations
-from ldm.run.prepare import Prepared, filled
+from ldm.run.prepare import Prepared
+from ldm.run.settings import filled
 from ldm.sampling.prior import class_image_folder, class_image_settings, count_missing
 
 
@@ -77,6 +78,13 @@ def prior_folder(config: Config, ready: Prepared) -> Path:
     return class_image_folder(prior.root, ready.base.fingerprint, prior.prompt, settings)
 
 
+def class_image_count(config: Config, ready: Prepared) -> int:
+    """How many class images training will use: your own, or as many made ones as are asked for."""
+    if config.prior is None:
+        return 0
+    return len(ready.own_class_pictures) if config.prior.folder else config.prior.count
+
+
 def missing_class_images(config: Config, ready: Prepared) -> int:
     """How many class images have to be made."""
     prior = config.prior
@@ -105,7 +113,7 @@ def _trained_and_frozen(config: Config, base: BaseModel) -> tuple[int, int]:
 
 def disk_bytes(config: Config, ready: Prepared) -> int:
     """Disk that the run will take: snapshots, two resume states and a third while it is written,
-    class images (PNGs of half their pixels' size) and cached latents."""
+    class images to make (PNGs of half their pixels' size) and cached latents of all pictures."""
     trained, _ = _trained_and_frozen(config, ready.base)
     snapshots = -(-config.training.steps // config.snapshots.every)
     snapshots = min(snapshots, config.snapshots.keep or snapshots)
@@ -113,7 +121,7 @@ def disk_bytes(config: Config, ready: Prepared) -> int:
     pictures = missing_class_images(config, ready) * pixels // 2
     variants = (config.data.crops if config.data.crop == "random" else 1) * (1 + config.data.mirror)
     latent = 8 * ready.base.latent_channels * (ready.resolution // ready.base.latent_factor) ** 2
-    cached = (config.prior.count if config.prior else 0) + len(ready.pictures)
+    cached = class_image_count(config, ready) + len(ready.pictures)
     cache = cached * variants * latent if config.data.cache else 0
     return snapshots * 4 * trained + 3 * 12 * trained + pictures + cache
 

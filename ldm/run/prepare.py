@@ -1,20 +1,23 @@
-"""What is looked at before anything is made: pictures, base, sizes, packages."""
+"""What is looked at before anything is made: pictures, base, sizes, samplers, packages."""
 
 import importlib.util
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from ldm.config import Config
+from ldm.config import Config, instantiate
 from ldm.data.images import check_pictures, find_pictures
 from ldm.data.latents import digest_of
-from ldm.data.prompts import fill, prompts_of
+from ldm.data.prompts import prompts_of
 from ldm.errors import UserError
 from ldm.models.base import BaseModel, check_resolution, load_base
 from ldm.models.text import describe_identifier
 from ldm.run.folder import check_writable
+from ldm.sampling.samplers import check_steps, make_sampler
 
 log = logging.getLogger(__name__)
+HELDOUT = "heldout"  # subfolder of the subject's pictures that training never sees
 
 
 @dataclass
@@ -26,6 +29,8 @@ class Prepared:
     prompts: list[list[str]]  # per picture, those to draw from
     own_class_pictures: list[Path]  # of prior.folder; else empty
     resolution: int
+    oracle: Any  # what measures at the end; None: nothing does
+    heldout: list[Path]  # what it compares with; empty: the pictures trained on
 
     @property
     def digests(self) -> dict[str, str]:
@@ -38,16 +43,50 @@ def prepare(config: Config) -> Prepared:
     _check_packages(config)
     _check_folders(config)
     subject, prior = config.subject, config.prior
-    pictures = find_pictures(Path(subject.pictures).expanduser())
-    own = find_pictures(Path(prior.folder).expanduser()) if prior and prior.folder else []
-    check_pictures([*pictures, *own])
+    pictures = find_pictures(Path(subject.pictures))
+    own = find_pictures(Path(prior.folder)) if prior and prior.folder else []
+    oracle = _make_oracle(config)
+    heldout = _heldout_pictures(config) if oracle is not None else []
+    check_pictures([*pictures, *own, *heldout])
     prompts = prompts_of(pictures, subject.prompt, subject.identifier, subject.captions)
     base = _load_quietly(config)
     resolution = config.data.resolution or base.default_resolution
     check_resolution(base, resolution)
+    _check_sampling(config, base)
     if warning := describe_identifier(base.tokenizer, subject.identifier):
         log.warning("%s", warning)
-    return Prepared(base, pictures, prompts, own, resolution)
+    return Prepared(base, pictures, prompts, own, resolution, oracle, heldout)
+
+
+def _make_oracle(config: Config) -> Any:
+    """What `evaluation.oracle` names; None where nothing is measured."""
+    dotted = config.evaluation and config.evaluation.oracle
+    if not dotted:
+        return None
+    try:
+        return instantiate(dotted)
+    except UserError as error:
+        raise UserError(
+            f"evaluation.oracle={dotted}: {error}; evaluation=null measures nothing"
+        ) from error
+
+
+def _heldout_pictures(config: Config) -> list[Path]:
+    """Pictures of the subject in `heldout/` beside those trained on, where there is that folder."""
+    folder = Path(config.subject.pictures) / HELDOUT
+    if folder.is_dir():
+        return find_pictures(folder)
+    log.info("no %s: similarity will be to the pictures trained on, which flatters", folder)
+    return []
+
+
+def _check_sampling(config: Config, base: BaseModel) -> None:
+    """UserError for a sampler or a number of steps that the base's noise schedule cannot have."""
+    check_steps(config.sampling.steps, base.scheduler, "sampling.steps")
+    make_sampler(config.sampling.sampler, base.scheduler, "sampling.sampler")
+    if (prior := config.prior) and not prior.folder:
+        check_steps(prior.steps, base.scheduler, "prior.steps")
+        make_sampler(prior.sampler, base.scheduler, "prior.sampler")
 
 
 def _load_quietly(config: Config) -> BaseModel:
@@ -60,7 +99,7 @@ def _load_quietly(config: Config) -> BaseModel:
 
 
 def _check_folders(config: Config) -> None:
-    check_writable(Path(config.logs).expanduser(), "logs")
+    check_writable(Path(config.logs), "logs")
     if config.data.cache:
         check_writable(Path(config.data.cache), "data.cache")
     if config.prior and not config.prior.folder:
@@ -73,20 +112,3 @@ def _check_packages(config: Config) -> None:
             "logger.wandb=true needs the package wandb: "
             "pip install -c constraints.txt -e '.[wandb]', or leave it false"
         )
-    oracle = config.evaluation and config.evaluation.oracle
-    if oracle:
-        module = oracle.partition(":")[0]
-        try:
-            found = importlib.util.find_spec(module)
-        except ImportError:
-            found = None
-        if found is None:
-            raise UserError(
-                f"evaluation.oracle={oracle}: there is no module {module}; set it to "
-                "package.module:Name, or evaluation=null"
-            )
-
-
-def filled(config: Config, templates: list[str]) -> list[str]:
-    """Prompts with the identifier in the place of [V]."""
-    return [fill(template, config.subject.identifier) for template in templates]

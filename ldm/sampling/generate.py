@@ -16,7 +16,7 @@ from ldm.models.base import BaseModel, check_resolution
 from ldm.models.text import encode_prompts
 from ldm.randomness import generator
 from ldm.sampling.denoiser import guided_prediction
-from ldm.sampling.samplers import check_sampler, make_sampler
+from ldm.sampling.samplers import check_sampler, check_steps, make_sampler
 
 log = logging.getLogger(__name__)
 
@@ -162,9 +162,7 @@ def _check(
 ) -> None:
     """Raise UserError for settings that cannot work; better here than in the middle of a batch."""
     check_sampler(sampler)
-    most = int(base.scheduler.config.num_train_timesteps)
-    if not 1 <= steps <= most:
-        raise UserError(f"sampling steps: {steps} is not within 1 to {most}; 20 to 50 is usual")
+    check_steps(steps, base.scheduler)
     if not scale >= 0:
         raise UserError(f"guidance scale: {scale} is negative; 1 is no guidance, 5 to 8 is usual")
     if not 0 <= rescale <= 1:

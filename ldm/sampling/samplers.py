@@ -1,5 +1,6 @@
 """Samplers by name: one table over diffusers' schedulers."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,33 +33,43 @@ SAMPLERS = {
 }
 
 
-def make_sampler(name: str, base_scheduler: Any) -> Any:
+def make_sampler(name: str, base_scheduler: Any, key: str = "sampler") -> Any:
     """Return a fresh diffusers scheduler of this name, on the noise schedule of `base_scheduler`.
 
     Betas, prediction type, timestep spacing and offset are the base's; only what makes the sampler
-    is set here. Schedulers keep state between steps, so each batch needs a fresh one. UserError:
-    an unknown name, or one that cannot follow the base's noise schedule.
+    is set here. Schedulers keep state between steps, so each batch needs a fresh one. UserError,
+    naming `key`: an unknown name, or one that cannot follow the base's noise schedule.
     """
     import diffusers
 
-    check_sampler(name)
+    check_sampler(name, key)
     sampler = SAMPLERS[name]
-    config = base_scheduler.config
-    scheduler = getattr(diffusers, sampler.scheduler).from_config(config, **sampler.settings)
-    if config.get("rescale_betas_zero_snr") and "rescale_betas_zero_snr" not in _known(scheduler):
+    kind, config = getattr(diffusers, sampler.scheduler), base_scheduler.config
+    options, settings = set(kind._get_init_keys(kind)), dict(sampler.settings)
+    if config.get("rescale_betas_zero_snr") and "rescale_betas_zero_snr" not in options:
         raise UserError(
-            f"sampler {name} cannot start from pure noise (rescale_betas_zero_snr), as this base "
+            f"{key}: {name} cannot start from pure noise (rescale_betas_zero_snr), as this base "
             "was trained to; use ddim, euler, euler_a, dpmpp_2m or unipc"
         )
-    return scheduler
+    if "clip_sample" in options and not _clips(config):
+        settings["clip_sample"] = False  # latents lie outside [-1, 1], where diffusers would clip
+    return kind.from_config(config, **settings)
+
+
+def _clips(config: Mapping[str, Any]) -> bool:
+    """Whether a scheduler's configuration says `clip_sample` itself, not by its class's default."""
+    by_default = config.get("_use_default_values", ())
+    return config.get("clip_sample") is True and "clip_sample" not in by_default
+
+
+def check_steps(steps: int, base_scheduler: Any, key: str = "sampling steps") -> None:
+    """Raise UserError, naming `key`, unless the base's noise schedule has as many timesteps."""
+    most = int(base_scheduler.config.num_train_timesteps)
+    if not 1 <= steps <= most:
+        raise UserError(f"{key}: {steps} is not within 1 to {most}; 20 to 50 is usual")
 
 
 def check_sampler(name: str, key: str = "sampler") -> None:
     """Raise UserError, naming `key`, unless `name` is in the table."""
     if name not in SAMPLERS:
         raise UserError(f"{key}: there is no sampler {name!r}; there are {', '.join(SAMPLERS)}")
-
-
-def _known(scheduler: Any) -> set[str]:
-    """Return the settings that the scheduler's class takes (its config also keeps others')."""
-    return set(type(scheduler)._get_init_keys(type(scheduler)))

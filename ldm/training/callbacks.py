@@ -55,13 +55,13 @@ class Snapshots(StepCallback):
 
 
 class Interrupted(Exception):
-    """The user asked to stop before training had begun."""
+    """The user asked to stop before training had begun, or after its end."""
 
 
 class Interrupt(pl.Callback):
     """Turns the first SIGINT or SIGTERM into a request to stop; a second ends the process at once.
 
-    To stand first in the list of callbacks: it listens while training. What comes before training
+    To stand first in the list of callbacks: it listens while training. What comes before and after
     runs inside `listening()` and calls `check()`. Only the main thread can handle signals;
     elsewhere it does nothing.
     """
@@ -70,16 +70,16 @@ class Interrupt(pl.Callback):
 
     def __init__(self) -> None:
         self.requested = False
-        self._before: dict[signal.Signals, Any] = {}
+        self._before: dict[signal.Signals, Any] = {}  # handlers, while training
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Take the signals inside, and give them back."""
-        self._take()
+        """Take the signals inside, and give them back. Training may lie inside."""
+        before = self._take()
         try:
             yield
         finally:
-            self._restore()
+            self._give_back(before)
 
     def check(self) -> None:
         """Raise Interrupted if a stop was asked for."""
@@ -87,11 +87,14 @@ class Interrupt(pl.Callback):
             raise Interrupted
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._take()  # here and not earlier: Lightning puts its own handler in place just before
+        self._before = (
+            self._take()
+        )  # here and not earlier: Lightning puts its own handler in place just before
 
-    def _take(self) -> None:
-        if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._handle) for number in self.SIGNALS}
+    def _take(self) -> dict[signal.Signals, Any]:
+        if threading.current_thread() is not threading.main_thread():
+            return {}
+        return {number: signal.signal(number, self._handle) for number in self.SIGNALS}
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.requested:
@@ -112,9 +115,13 @@ class Interrupt(pl.Callback):
         self._restore()
 
     def _restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        self._give_back(self._before)
         self._before = {}
+
+    @staticmethod
+    def _give_back(handlers: Mapping[signal.Signals, Any]) -> None:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 class ResumeState(StepCallback):

@@ -1,9 +1,10 @@
 """Pictures in the middle of training: the same prompts and seeds each time."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
@@ -13,6 +14,7 @@ from pytorch_lightning.utilities.seed import isolate_rng
 from torch import nn
 
 from ldm.checkpoint.files import explain_disk_errors, flush, put_in_place, staging_path
+from ldm.sampling.metadata import png_info
 from ldm.training.steps import StepCallback, is_due
 
 log = logging.getLogger(__name__)
@@ -34,15 +36,23 @@ class SampleGrid(StepCallback):
     """Writes RUN/samples/step-000000.png at step 0, every so many steps and after the last.
 
     draw: device -> the labelled grid; it uses the networks that are being trained. every: 0 for
-    none. The picture also goes to TensorBoard and W&B. A failure at the first grid of a run stops
+    none. settings: the picture's provenance, as `png_info` takes it; the step is added. The picture
+    also goes to TensorBoard and W&B. A failure at the first grid of a run stops
     it; a later one is logged and training goes on, since by then there is something to lose.
     """
 
-    def __init__(self, run: Path, every: int, draw: Callable[[torch.device], Image.Image]) -> None:
+    def __init__(
+        self,
+        run: Path,
+        every: int,
+        draw: Callable[[torch.device], Image.Image],
+        settings: Mapping[str, Any],
+    ) -> None:
         super().__init__()
         self.folder = Path(run) / "samples"
         self.every = every
         self.draw = draw
+        self.settings = settings
         self._drawn = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -57,7 +67,8 @@ class SampleGrid(StepCallback):
             try:
                 with undisturbed(pl_module):
                     grid = self.draw(pl_module.device)
-                self._save(grid, step)
+                path = self.folder / f"step-{step:06d}.png"
+                save_picture(grid, path, {**self.settings, "step": step})
                 log_picture(trainer, "samples", grid, step)
             except Exception:
                 if not self._drawn:
@@ -66,14 +77,15 @@ class SampleGrid(StepCallback):
             self._drawn = True
         trainer.strategy.barrier("samples")
 
-    def _save(self, grid: Image.Image, step: int) -> None:
-        path = self.folder / f"step-{step:06d}.png"
-        with explain_disk_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            staged = staging_path(path)
-            grid.save(staged, format="PNG")
-            flush(staged)
-            put_in_place(staged, path)
+
+def save_picture(picture: Image.Image, path: Path, settings: Mapping[str, Any]) -> None:
+    """Write a PNG with its provenance, staged; makes the folder. UserError: disk not writable."""
+    with explain_disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        staged = staging_path(path)
+        picture.save(staged, format="PNG", pnginfo=png_info(settings))
+        flush(staged)
+        put_in_place(staged, path)
 
 
 def log_picture(trainer: pl.Trainer, name: str, picture: Image.Image, step: int) -> None:

@@ -1,12 +1,20 @@
 """The end of a run: numbers beside the untouched base, a table, a sheet."""
 
 import json
+import logging
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
+import main
+from ldm.evaluation.oracle import Reading
+from ldm.sampling.metadata import read_settings
+from tests.evaluation.fake import BrightnessOracle
 from tests.workspace import Workspace
 
 
@@ -42,6 +50,39 @@ def test_a_run_ends_with_numbers_beside_the_base(
         Image.open(run / "samples/step-000002.png") as grid,
     ):
         assert sheet.width > 2 * grid.width, "the two grids stand side by side"
+
+
+def test_pictures_of_a_run_say_what_they_are(place: Workspace) -> None:
+    run = place.train("told", sampling__negative="a [V] dog", samples__seed=3, samples__count=2)
+    facts = json.loads((run / "run.json").read_text())
+    for name in ("samples/step-000000.png", "samples/step-000002.png", "sheet.png"):
+        about = read_settings(run / name)
+        assert about["step"] == (0 if "000000" in name else 2)
+        assert about["negative"] == "a sks dog", "[V] is filled in"
+        assert about["prompts"][0] == "a drawing of sks robot" and about["seeds"] == [3, 4]
+        assert about["base_fingerprint"] == facts["base_fingerprint"]
+        assert about["steps"] == 2 and about["sampler"] == "dpmpp_2m"
+    result = json.loads((run / "evaluation.json").read_text())
+    assert result["sampling"]["negative"] == "a sks dog"
+
+
+def test_interrupted_while_measuring(
+    place: Workspace, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    signals, read = [signal.SIGTERM], BrightnessOracle.read
+
+    def read_and_interrupt(oracle: BrightnessOracle, pictures: Any) -> list[Reading]:
+        if signals:  # a second one would end this process
+            os.kill(os.getpid(), signals.pop())
+        return read(oracle, pictures)
+
+    with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
+        patch.setattr(BrightnessOracle, "read", read_and_interrupt)
+        run = place.train("stopped", evaluation__images=2)
+    assert "training is complete" in caplog.text and f"--resume {run}" in caplog.text
+    assert not (run / "evaluation.json").exists()
+    assert main.main(["--resume", str(run)]) == 0
+    assert "2" in json.loads((run / "evaluation.json").read_text())["snapshots"]
 
 
 def test_the_untouched_base_measures_the_same_whatever_was_trained(place: Workspace) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ldm.errors import UserError
-from ldm.sampling.samplers import SAMPLERS, make_sampler
+from ldm.sampling.samplers import SAMPLERS, check_steps, make_sampler
 from tests.conftest import tiny_scheduler
 
 
@@ -65,3 +65,19 @@ def test_table() -> None:
     assert made["dpmpp_2m_karras"].config.use_karras_sigmas
     assert not made["dpmpp_2m"].config.use_karras_sigmas
     assert made["dpmpp_2m"].config.algorithm_type == "dpmsolver++"
+
+
+def test_clips_only_where_the_base_says_so() -> None:
+    """Predicted latents lie outside [-1, 1]; DDIMScheduler's own default would cut them there."""
+    from diffusers import DDIMScheduler
+
+    for base in (tiny_scheduler("eps"), DDIMScheduler(), DDIMScheduler(clip_sample=False)):
+        assert make_sampler("ddim", base).config.clip_sample is False
+    assert make_sampler("ddim", DDIMScheduler(clip_sample=True)).config.clip_sample is True
+
+
+def test_steps_within_the_schedule() -> None:
+    check_steps(1000, tiny_scheduler("eps"))
+    for steps in (0, 1001):
+        with pytest.raises(UserError, match=f"prior.steps: {steps} is not within 1 to 1000"):
+            check_steps(steps, tiny_scheduler("eps"), "prior.steps")

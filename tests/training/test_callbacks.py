@@ -18,12 +18,14 @@ from tensorboard.backend.event_processing.event_accumulator import (  # type: ig
 )
 
 from ldm.checkpoint import list_snapshots
+from ldm.sampling.metadata import read_settings
 from ldm.training import Metrics, SampleGrid, TrainingProgress, make_trainer
 from ldm.training.metrics import COLUMNS, keep_rows, peak_memory_gib
 from ldm.training.samples import undisturbed
 from tests.training.job import build_module, train
 
 BaseFolder = Callable[[str], Path]
+GRID = {"prompts": ["a dog"], "seeds": [3], "base_fingerprint": "f0"}
 
 
 def rows_of(run: Path) -> list[dict[str, str]]:
@@ -41,7 +43,7 @@ def test_numbers_reach_the_csv_file_and_tensorboard(
 ) -> None:
     base = tiny_base_folder("eps")
     board = TensorBoardLogger(tmp_path, name="", version="")
-    grid = SampleGrid(tmp_path, 2, draw_disturbing)
+    grid = SampleGrid(tmp_path, 2, draw_disturbing, GRID)
     train(tmp_path, base, 3, prior_weight=0.5, loggers=[board], extra=(grid,))
     rows = rows_of(tmp_path)
     assert [row["step"] for row in rows] == ["1", "2", "3"]
@@ -87,11 +89,14 @@ def test_grids_at_step_0_every_few_and_the_last_change_nothing(
 ) -> None:
     base = tiny_base_folder("eps")
     plain, _, _ = train(tmp_path / "plain", base, 5)
-    grid = SampleGrid(tmp_path / "grids", 2, draw_disturbing)
+    grid = SampleGrid(tmp_path / "grids", 2, draw_disturbing, GRID)
     module, _, _ = train(tmp_path / "grids", base, 5, extra=(grid,))
     names = sorted(path.name for path in (tmp_path / "grids/samples").iterdir())
     assert names == [f"step-00000{step}.png" for step in (0, 2, 4, 5)]
-    assert Image.open(tmp_path / "grids/samples/step-000004.png").size == (32, 16)
+    with Image.open(tmp_path / "grids/samples/step-000004.png") as picture:
+        assert picture.size == (32, 16) and "parameters" in picture.info
+    about = read_settings(tmp_path / "grids/samples/step-000004.png")
+    assert GRID.items() <= about.items() and about["step"] == 4
     for key, value in plain.state_dict().items():
         assert torch.equal(value, module.state_dict()[key]), key
 
@@ -127,10 +132,10 @@ def test_only_the_first_grid_may_stop_a_run(
         return draw
 
     with pytest.raises(RuntimeError, match="no font"):
-        train(tmp_path / "a", base, 2, extra=(SampleGrid(tmp_path / "a", 1, fail_after(0)),))
+        train(tmp_path / "a", base, 2, extra=(SampleGrid(tmp_path / "a", 1, fail_after(0), GRID),))
     calls.clear()
     _, trainer, _ = train(
-        tmp_path / "b", base, 2, extra=(SampleGrid(tmp_path / "b", 1, fail_after(1)),)
+        tmp_path / "b", base, 2, extra=(SampleGrid(tmp_path / "b", 1, fail_after(1), GRID),)
     )
     assert trainer.global_step == 2
     assert "no sample grid at step 1" in caplog.text

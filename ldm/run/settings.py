@@ -1,0 +1,40 @@
+"""What a run samples with: its prompts, the section `sampling`, what a grid says of itself."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ldm.config import Config
+from ldm.data.prompts import fill
+from ldm.models.base import BaseModel
+
+
+def filled(config: Config, templates: list[str]) -> list[str]:
+    """Prompts with the identifier in the place of [V]."""
+    return [fill(template, config.subject.identifier) for template in templates]
+
+
+def sampling_settings(config: Config, resolution: int) -> dict[str, Any]:
+    """`generate`'s keyword arguments from the section `sampling`; resolution in pixels."""
+    (negative,) = filled(config, [config.sampling.negative])
+    own = {"negative": negative, "height": resolution, "width": resolution}
+    return asdict(config.sampling) | own
+
+
+def grid_seeds(config: Config) -> list[int]:
+    """The seeds of each row of a grid, one a picture."""
+    return [config.samples.seed + place for place in range(config.samples.count)]
+
+
+def grid_settings(config: Config, base: BaseModel, resolution: int, run: Path) -> dict[str, Any]:
+    """The provenance of a run's sample grids, for `png_info`; all but the step."""
+    prompts = filled(config, config.samples.prompts)
+    return {
+        "prompt": "\n".join(prompts),
+        "prompts": prompts,
+        "seeds": grid_seeds(config),
+        **sampling_settings(config, resolution),
+        "model": run.resolve().name,
+        "base": base.source,
+        "base_fingerprint": base.fingerprint,
+    }
