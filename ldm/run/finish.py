@@ -137,7 +137,8 @@ def write_sheet(config: Config, run: Path, ready: Prepared, step: int) -> None:
     after = run / "samples" / f"step-{step:06d}.png"
     if before.is_file() and after.is_file():
         settings = grid_settings(config, ready.base, ready.resolution, run)
-        sheet = result_sheet(ready.pictures, after, before, step)
+        shape = (len(config.samples.prompts), config.samples.count)
+        sheet = result_sheet(ready.pictures, after, before, step, shape)
         save_picture(sheet, run / "sheet.png", {**settings, "step": step, "steps_shown": [0, step]})
 
 

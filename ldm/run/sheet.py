@@ -5,16 +5,19 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from ldm.data.images import load_picture
-from ldm.sampling.grid import labelled_grid
+from ldm.sampling.grid import labelled_grid, without_labels
 
 GAP = 24
 TITLE = 28  # pixels of a title's line
 
 
-def result_sheet(pictures: list[Path], after: Path, before: Path, step: int) -> Image.Image:
+def result_sheet(
+    pictures: list[Path], after: Path, before: Path, step: int, shape: tuple[int, int]
+) -> Image.Image:
     """The subject's pictures above two sample grids with the same prompts and seeds.
 
     after: the grid drawn at optimizer step `step`; before: the one at step 0, the untouched base.
+    shape: rows and columns of pictures in each.
     """
     shown = [load_picture(path) for path in pictures[:8]]
     side = min(min(picture.size) for picture in shown)
@@ -22,7 +25,7 @@ def result_sheet(pictures: list[Path], after: Path, before: Path, step: int) -> 
     parts = {
         "the subject": strip,
         f"after {step} steps": _opened(after),
-        "the untouched base, same prompts and seeds": _opened(before),
+        "the untouched base, same seeds": without_labels(_opened(before), *shape),
     }
     return _arranged(parts)
 

@@ -54,6 +54,13 @@ def labelled_grid(
     return sheet
 
 
+def without_labels(grid: Image.Image, rows: int, columns: int) -> Image.Image:
+    """Cut the labels off a `labelled_grid` of `rows` x `columns` square pictures without heads."""
+    tile = (grid.height + _GAP) // rows - _GAP
+    across = columns * (tile + _GAP) - _GAP
+    return grid.crop((grid.width - across, 0, grid.width, grid.height))
+
+
 def _enlarged(picture: Image.Image, factor: int) -> Image.Image:
     size = (picture.width * factor, picture.height * factor)
     return picture.convert("RGB").resize(size, Image.Resampling.NEAREST)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldm.sampling.grid import labelled_grid
+from ldm.sampling.grid import labelled_grid, without_labels
 
 COLOURS = [(200, 0, 0), (0, 200, 0), (0, 0, 200), (200, 200, 0)]
 
@@ -47,3 +47,9 @@ def test_mistakes() -> None:
         labelled_grid([[]])
     with pytest.raises(ValueError, match="2 labels for 1 rows"):
         labelled_grid([tiles()], ["a", "b"])
+
+
+def test_labels_can_be_cut_off_again() -> None:
+    rows = [[Image.new("RGB", (64, 64), colour) for colour in ("red", "blue")] for _ in range(3)]
+    bare = without_labels(labelled_grid(rows, ["a", "b", "c"]), 3, 2)
+    assert bare.tobytes() == labelled_grid(rows).tobytes()
