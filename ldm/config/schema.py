@@ -46,13 +46,13 @@ class Prior:
     prompt: str = (
         "a drawing of a ${subject.class_noun}"  # holds the class noun, never the identifier
     )
-    count: int = 64  # class images to have, made where missing
+    count: int = 96  # class images to have, made where missing
     batch: int = 4  # class samples per optimizer step, over all processes
     weight: float = 1.0  # of the prior loss
     folder: str | None = None  # your own class pictures, instead of made ones
     root: str = "data/prior"  # where made ones are kept for all runs
     seed: int = 0
-    scale: float = 5.0
+    scale: float = 2.5
     steps: int = 25
     sampler: Sampler = "dpmpp_2m"
     sampling_batch: int = 16  # pictures made at once
@@ -67,7 +67,7 @@ class Training:
     text_encoder_learning_rate: float | None = None  # None: the same
     weight_decay: float = 0.01
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
     warmup: int = 0  # steps in which the learning rate rises
     gradient_clip: float | None = 1.0  # largest gradient norm; None: unbounded
     precision: Literal["fp32", "bf16-mixed", "16-mixed"] = "bf16-mixed"
