@@ -38,6 +38,7 @@ class Workspace:
             "training.batch": 2,
             "training.precision": "fp32",
             "training.learning_rate": 1e-3,
+            "training.schedule": "constant",
             "training.save_every": 1,
             "snapshots.every": 1,
             "sampling.steps": 2,
