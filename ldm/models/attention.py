@@ -13,9 +13,8 @@ SHORT = 256  # tokens up to which the matrix of weights is small
 def choose_attention(unet: "UNet2DConditionModel", device: torch.device, tokens: int) -> None:
     """Use written-out attention on a CPU with few tokens (latents a picture), else PyTorch's.
 
-    On CPUs the backward pass of PyTorch's fused attention is slow on short sequences: the shipped
-    base's whole training step ran at 66 pictures a second with it and at 91 without (two cores,
-    bfloat16, batch 64). On long sequences it saves memory that grows with the square of the length.
+    On CPUs the backward pass of PyTorch's fused attention is slow on short sequences. On long ones
+    it saves memory that grows with the square of the length.
     """
     from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 

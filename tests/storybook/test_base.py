@@ -9,8 +9,8 @@ from PIL import Image
 
 from ldm.data.images import to_tensor
 from ldm.models.base import BaseModel, load_base
-from ldm.models.text import tokens_of
-from ldm.sampling.generate import generate
+from ldm.models.text import encode_prompts, tokens_of
+from ldm.sampling.generate import denoise, generate
 from ldm.sampling.samplers import make_sampler
 from ldm.storybook.oracle import load_oracle
 from ldm.storybook.pretraining.score import held_out_scenes, prompt_of
@@ -31,22 +31,21 @@ def test_size_and_precision() -> None:
     assert sum(path.stat().st_size for path in weights) <= 24 * 2**20
 
 
-def test_diffusers_pipeline_opens_it_and_draws_the_same(base: BaseModel) -> None:
+def pipeline_latents(base: BaseModel, sampler: str, noise: torch.Tensor) -> torch.Tensor:
+    """What diffusers' own pipeline makes of the noise in 8 steps at guidance 5."""
     from diffusers import StableDiffusionPipeline
 
     pipeline = StableDiffusionPipeline.from_pretrained(FOLDER, torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
-    pipeline.scheduler = make_sampler("dpmpp_2m", base.scheduler)
+    pipeline.scheduler = make_sampler(sampler, base.scheduler)
+    settings = {"num_inference_steps": 8, "guidance_scale": 5.0, "height": 64, "width": 64}
+    made = pipeline([PROMPT] * len(noise), latents=noise, output_type="latent", **settings)
+    return made.images
+
+
+def test_diffusers_pipeline_opens_it_and_draws_the_same(base: BaseModel) -> None:
     noise = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
-    expected = pipeline(
-        [PROMPT] * 2,
-        latents=noise,
-        num_inference_steps=8,
-        guidance_scale=5.0,
-        output_type="latent",
-        height=64,
-        width=64,
-    ).images
+    expected = pipeline_latents(base, "dpmpp_2m", noise)
     with torch.no_grad():
         decoded = base.vae.decode(expected / base.vae.config.scaling_factor).sample.clamp(-1, 1)
     drawn = list(generate(base, [PROMPT] * 2, [0, 1], steps=8, latents=noise))
@@ -55,25 +54,9 @@ def test_diffusers_pipeline_opens_it_and_draws_the_same(base: BaseModel) -> None
 
 
 def test_latents_equal_the_pipelines_to_rounding(base: BaseModel) -> None:
-    from diffusers import StableDiffusionPipeline
-
-    from ldm.models.text import encode_prompts
-    from ldm.sampling.generate import denoise
-
-    pipeline = StableDiffusionPipeline.from_pretrained(FOLDER, torch_dtype=torch.float32)
-    pipeline.set_progress_bar_config(disable=True)
     noise = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(1))
     for name in ("dpmpp_2m", "ddim"):
-        pipeline.scheduler = make_sampler(name, base.scheduler)
-        expected = pipeline(
-            [PROMPT] * 2,
-            latents=noise,
-            num_inference_steps=8,
-            guidance_scale=5.0,
-            output_type="latent",
-            height=64,
-            width=64,
-        ).images
+        expected = pipeline_latents(base, name, noise)
         with torch.no_grad():
             cond, uncond = (
                 encode_prompts(base.tokenizer, base.text_encoder, [text] * 2, "cpu")

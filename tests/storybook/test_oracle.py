@@ -41,6 +41,12 @@ def test_tells_designs_of_one_class_apart(oracle: StorybookOracle) -> None:
     assert told["pairs of designs told apart"]["value"] >= 0.84
 
 
+@pytest.mark.xfail(strict=True, reason="the shipped oracle reaches 89 %; see scores.json")
+def test_tells_nearly_all_designs_apart(oracle: StorybookOracle) -> None:
+    told = score_pairs(oracle, families=120, seed=78_000)
+    assert told["pairs of designs told apart"]["value"] >= 0.95
+
+
 def test_shipped_subjects_are_known_again(oracle: StorybookOracle) -> None:
     pictures = [render(scene) for s in SUBJECTS.values() for scene, _ in heldout_scenes(s)[::5]]
     embedding = np.stack([r.embedding for r in oracle.read(pictures)])
