@@ -1,6 +1,7 @@
 """Teach a Stable Diffusion model one subject from a few pictures, and measure what it learnt."""
 
 import argparse
+import contextlib
 import logging
 import sys
 import warnings
@@ -51,28 +52,49 @@ def configured(args: argparse.Namespace) -> Config:
 def train(args: argparse.Namespace) -> None:
     """One run, from the command line to the report."""
     config = configured(args)
+    if args.dry_run:
+        show_plan(config, args.resume)
+        return
 
     from ldm.run import build, finish, folder, resume
+    from ldm.run.prepare import prepare
+
+    with contextlib.ExitStack() as held:
+        start = None
+        if args.resume:
+            held.enter_context(folder.claimed(args.resume))
+            start = resume.resume_point(args.resume, config)
+            if lines := resume.finished_lines(args.resume, config, start):
+                print(*lines, *finish.report_lines(args.resume), sep="\n")
+                return
+
+        ready = prepare(config)
+        run = args.resume or folder.new_run(config, datetime.now())
+        facts = folder.run_facts(config, ready)
+        if args.resume:
+            resume.check_unchanged(run, facts)
+        job = build.build_job(config, ready, run, start)
+        if folder.is_first_process():
+            if args.resume:
+                resume.go_on(run, config, facts, start)
+            else:
+                folder.create_run(run, config, facts)
+                held.enter_context(folder.claimed(run))
+
+        finished = job.fit()  # class images first: each process makes its share of them
+        if finished and job.trainer.is_global_zero and finish.conclude(config, run, ready, job):
+            print(*finish.report_lines(run), sep="\n")
+
+
+def show_plan(config: Config, resumed: Path | None) -> None:
+    """Print the merged config and what a run would do; nothing is made."""
+    from ldm.run import folder
     from ldm.run.plan import plan_lines
     from ldm.run.prepare import prepare
 
     ready = prepare(config)
-    run = args.resume or folder.new_run(config, datetime.now())
-    if args.dry_run:
-        print(to_yaml(config), *plan_lines(config, ready, run), sep="\n")
-        return
-
-    facts = folder.run_facts(config, ready.base.source, ready.base.fingerprint, ready.digests)
-    start = resume.resume_point(run, config, facts) if args.resume else None
-    job = build.build_job(config, ready, run, start)
-    if args.resume and folder.is_first_process():
-        resume.go_on(run, config, start)
-    elif folder.is_first_process():
-        folder.create_run(run, config, facts)
-
-    finished = job.fit()  # class images first: each process makes its share of them
-    if finished and job.trainer.is_global_zero and finish.conclude(config, run, ready, job):
-        print(*finish.report_lines(run), sep="\n")
+    run = resumed or folder.new_run(config, datetime.now())
+    print(to_yaml(config), *plan_lines(config, ready, run), sep="\n")
 
 
 def main(words: list[str] | None = None) -> int:

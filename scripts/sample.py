@@ -36,11 +36,11 @@ DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 @dataclass
-class Source:
+class Model:
     """What to sample with, and what its prompts and pictures are called."""
 
     base: "BaseModel"
-    identifier: str | None  # what [V] stands for; None: nothing
+    identifiers: list[str]  # what [V], [V2], ... stand for
     defaults: Sampling
     resolution: int
     out: Path
@@ -57,6 +57,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     source.add_argument("--run", type=Path, help="run folder below logs/")
     source.add_argument("--model", metavar="FOLDER_OR_ID", help="diffusers folder or hub id")
     add("--snapshot", metavar="best|last|STEP", help="of the run (default: best)")
+    add("--ema", action="store_true", help="of the snapshot the moving average of the weights")
     add("--identifier", metavar="WORD", help="what [V] stands for (default: the run's)")
     add("--prompt", nargs="+", action="extend", default=[], help="one or several")
     add("--prompts-file", type=Path, metavar="FILE", help="one prompt per line")
@@ -76,8 +77,9 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(words)
     if not args.prompt and not args.prompts_file:
         parser.error("give --prompt or --prompts-file")
-    if args.model and args.snapshot:
-        parser.error("--snapshot belongs to --run")
+    for given, option in ((args.snapshot, "--snapshot"), (args.ema, "--ema")):
+        if args.model and given:
+            parser.error(f"{option} belongs to --run")
     return args
 
 
@@ -98,12 +100,12 @@ def prompts_of(args: argparse.Namespace) -> list[str]:
     return prompts
 
 
-def filled(text: str, identifier: str | None) -> str:
-    """Put the identifier where [V] stands. UserError if there is none to put."""
-    from ldm.data.prompts import PLACEHOLDER, fill
+def filled(text: str, identifiers: list[str]) -> str:
+    """Put the identifiers where [V], [V2], ... stand. UserError if there is none to put."""
+    from ldm.data.prompts import PLACEHOLDER, fill_all
 
-    if identifier is not None:
-        return fill(text, identifier)
+    if identifiers:
+        return fill_all(text, identifiers)
     if PLACEHOLDER in text:
         raise UserError(
             f"prompt {text!r}: {PLACEHOLDER} stands for a run's identifier and --model has none; "
@@ -112,17 +114,17 @@ def filled(text: str, identifier: str | None) -> str:
     return text
 
 
-def warn_if_nameless(prompts: list[str], identifier: str | None) -> None:
-    """Warn of prompts in which neither [V] nor the identifier is: they do not mean the subject."""
+def warn_if_nameless(prompts: list[str], identifiers: list[str]) -> None:
+    """Warn of prompts that name none of the subjects."""
     from ldm.data.prompts import PLACEHOLDER, names_subject
 
-    if identifier is None:
+    if not identifiers:
         return
     for prompt in prompts:
-        if not names_subject(prompt, identifier):
+        if "[V" not in prompt and not any(names_subject(prompt, name) for name in identifiers):
             log.warning(
-                "prompt %r has neither %s nor %r in it, so it does not name the subject",
-                *(prompt, PLACEHOLDER, identifier),
+                "prompt %r has neither %s nor %s in it, so it does not name the subject",
+                *(prompt, PLACEHOLDER, " or ".join(map(repr, identifiers))),
             )
 
 
@@ -139,10 +141,12 @@ def device_of(name: str | None) -> "torch.device":
         raise UserError(f"--device {name} cannot be used ({reason}); cpu always can") from error
 
 
-def from_run(args: argparse.Namespace, dtype: "torch.dtype") -> Source:
+def from_run(args: argparse.Namespace, dtype: "torch.dtype") -> Model:
     """A run's base model with a snapshot's weights in it."""
     from ldm.checkpoint.snapshots import find_snapshot, load_snapshot
     from ldm.run.folder import read_config, read_facts
+    from ldm.run.settings import as_trained
+    from ldm.run.subjects import identifiers_of
 
     config: Config = read_config(args.run)
     facts = read_facts(args.run)
@@ -154,18 +158,22 @@ def from_run(args: argparse.Namespace, dtype: "torch.dtype") -> Source:
             base.source,
             args.run,
         )
-    manifest = load_snapshot(path, {"unet": base.unet, "text_encoder": base.text_encoder})
+    networks = {"unet": base.unet, "text_encoder": base.text_encoder}
+    manifest = load_snapshot(path, networks, ema=args.ema)
     hashes = sorted(file["sha256"] for file in manifest["files"].values())
+    weights = f"{base.fingerprint} {hashes}" + (" EMA" if args.ema else "")
     now = datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
-    return Source(
-        base,
-        args.identifier or facts.get("identifier", config.subject.identifier),
+    first, *others = identifiers_of(config)
+    return Model(
+        as_trained(config, base),
+        [args.identifier or first, *others],
         config.sampling,
         config.data.resolution or base.default_resolution,
         args.out or args.run / "samples" / f"{path.name}_{now}",
         {
-            "model": f"{args.run.resolve().name} {path.name}",
-            "fingerprint": hashlib.sha256(f"{base.fingerprint} {hashes}".encode()).hexdigest(),
+            "model": f"{args.run.resolve().name} {path.name}" + (" EMA" if args.ema else ""),
+            "fingerprint": hashlib.sha256(weights.encode()).hexdigest(),
+            "ema": args.ema,
             "base": base.source,
             "base_fingerprint": base.fingerprint,
             "snapshot": manifest["step"],
@@ -173,13 +181,13 @@ def from_run(args: argparse.Namespace, dtype: "torch.dtype") -> Source:
     )
 
 
-def from_model(args: argparse.Namespace, dtype: "torch.dtype") -> Source:
+def from_model(args: argparse.Namespace, dtype: "torch.dtype") -> Model:
     """A model as it is."""
     base = load_model(args.model, dtype)
     now = datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
-    return Source(
+    return Model(
         base,
-        args.identifier,
+        [args.identifier] if args.identifier else [],
         Sampling(),
         base.default_resolution,
         args.out or Path("logs") / "samples" / now,
@@ -222,7 +230,7 @@ def save(picture: "Image.Image", path: Path, settings: dict[str, Any]) -> None:
 
 
 def make_pictures(
-    args: argparse.Namespace, source: Source, prompts: list[str], sampling: Sampling
+    args: argparse.Namespace, source: Model, prompts: list[str], sampling: Sampling
 ) -> list[Path]:
     """Make, save and return every picture, then the grid."""
     from rich.console import Console
@@ -276,10 +284,10 @@ def sample(args: argparse.Namespace) -> list[Path]:
     usual = "fp16" if device.type in ("cuda", "xpu") else "fp32"
     dtype = getattr(torch, DTYPES[args.dtype or usual])
     source = (from_run if args.run else from_model)(args, dtype)
-    warn_if_nameless(templates, source.identifier)
-    prompts = [filled(template, source.identifier) for template in templates]
+    warn_if_nameless(templates, source.identifiers)
+    prompts = [filled(template, source.identifiers) for template in templates]
     sampling = sampling_of(args, source.defaults)
-    sampling.negative = filled(sampling.negative, source.identifier)
+    sampling.negative = filled(sampling.negative, source.identifiers)
     if sampling.negative and sampling.scale == 1:
         log.warning("the negative prompt does nothing at guidance scale 1")
     source.base.to(device)

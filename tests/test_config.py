@@ -48,7 +48,7 @@ def test_main_job_holds_every_key() -> None:
     def flat(section: dict, prefix: str = "") -> set[str]:
         keys: set[str] = set()
         for name, value in section.items():
-            inner = isinstance(value, dict)
+            inner = isinstance(value, dict) and value
             keys |= flat(value, f"{prefix}{name}.") if inner else {prefix + name}
         return keys
 
@@ -173,7 +173,7 @@ def test_class_noun_reaches_the_prompts() -> None:
         ("training.learning_rate=nan", "finite"),
         ("training.learning_rate=.inf", "finite"),
         ("training.gradient_clip=0", "more than 0"),
-        ("training.min_snr_gamma=-5", "more than 0"),
+        ("objective.min_snr_gamma=-5", "more than 0"),
         ("sampling.rescale=2", "at most 1"),
         ("seed=-1", "at least 0"),
         ("training.accumulate=3 prior=null", "training.batch=4: must be a multiple"),
@@ -193,6 +193,49 @@ def test_class_noun_reaches_the_prompts() -> None:
         ("prior.prompt=a sks robot", "leave the identifier out"),
         ("prior.prompt=a [V] robot", "leave the identifier out"),
         ("trainer.devices=two", "trainer.devices"),
+        ("training.optimizer=adan", "must be one of adamw, adamw_8bit"),
+        ("training.optimizer_arguments=3", "names and values"),
+        ("training.pivotal=2", "at most 1"),
+        ("training.optimizer_arguments={lr: 1}", "set training.learning_rate instead"),
+        (
+            "training.optimizer=prodigy training.text_encoder_learning_rate=1e-5",
+            "prodigy takes one rate",
+        ),
+        ("subject.prompt='a [V] robot and [V2]'", "[V2] is for samples.prompts alone"),
+        (
+            "subjects=[{pictures: a, identifier: b, class_noun: c, prior_prompt: a dog}]",
+            "subjects[0].prior_prompt='a dog': does not contain the class noun",
+        ),
+        (
+            "subjects=[{pictures: a, identifier: b, class_noun: c, prior_prompt: a b c}]",
+            "subjects[0].prior_prompt='a b c': must not name the subject",
+        ),
+        ("training.pivotal=0.1 subject.identifier= subject.prompt=a [V] robot", "to train"),
+        ("training.text_encoder_stop=0.5 model.train_text_encoder=false", "nothing uses it"),
+        ("objective.loss=l3", "one of l2, huber, smooth_l1"),
+        ("objective.huber_c=0", "more than 0"),
+        ("objective.caption_dropout=1.5", "at most 1"),
+        ("objective.timestep_min=9 objective.timestep_max=9", "must be less than"),
+        ("ema.decay=1", "must be less than 1"),
+        ("prior.images=live prior.folder=somewhere", "is not used with prior.images=live"),
+        ("prior.images=subject", "only with prior.target=base"),
+        ("prior.weight_end=-1", "at least 0"),
+        ("subjects=3", "must be a list of sections"),
+        ("subjects=[{pictures: a, identifier: b, class_noun: c, paint: d}]", "subjects[0].paint"),
+        ("subjects=[{pictures: a, class_noun: c}]", "subjects[0].identifier is missing"),
+        ("subjects=[{pictures: a, identifier: SKS, class_noun: c}]", "another subject has it"),
+        (
+            "subjects=[{pictures: a, identifier: b, class_noun: c, weight: -1}]",
+            "subjects[0].weight",
+        ),
+        (
+            "subjects=[{pictures: a, identifier: b, class_noun: c, prompt: a cat}]",
+            "subjects[0].prompt='a cat': does not name the subject",
+        ),
+        (
+            "prior.folder=x subjects=[{pictures: a, identifier: b, class_noun: c}]",
+            "holds one class",
+        ),
         ("trainer.strategy=fsdp", "must be auto or ddp"),
         ("name=a/b", "letters"),
         ("evaluation.oracle=ldm.storybook", "package.module:Name"),
@@ -202,6 +245,22 @@ def test_each_problem_is_named(override: str, said: str) -> None:
     message = problems(*re.split(r" (?=[\w.]+=)", override))
     assert said in message
     assert "\n" not in message, "one problem is one line"
+
+
+def test_several_subjects_are_read_and_written(tmp_path: Path) -> None:
+    given = "subjects=[{pictures: ~/cat, identifier: no, class_noun: cat, prompt: 'a [V] cat'}]"
+    config = load_config([MAIN_JOB], [given])
+    (subject,) = config.subjects
+    assert subject.identifier == "no" and subject.prompt == ["a [V] cat"]
+    assert not subject.pictures.startswith("~")
+    file = yaml_file(tmp_path, to_yaml(config))
+    assert differences(config, load_config([file], [])) == {}
+
+
+def test_numbers_among_the_optimizers_arguments() -> None:
+    given = "training.optimizer_arguments={eps: 1e-6, name: text, flag: true}"
+    arguments = load_config([MAIN_JOB], [given]).training.optimizer_arguments
+    assert arguments == {"eps": 1e-6, "name": "text", "flag": True}
 
 
 def test_all_problems_at_once(tmp_path: Path) -> None:
@@ -296,3 +355,12 @@ def test_no_heavy_import_before_the_config_is_valid() -> None:
 )
 def test_class_noun_is_found_as_a_word(prompt: str, noun: str, stands_there: bool) -> None:
     assert contains_word(prompt, noun) == stands_there
+
+
+def test_the_optimizers_names_are_the_same_everywhere() -> None:
+    from ldm.config.checks import OPTIMIZERS as IN_CONFIG
+    from ldm.run.memory import OPTIMIZER_BYTES
+    from ldm.training.optim import OPTIMIZERS, PACKAGES
+
+    assert set(IN_CONFIG) == set(OPTIMIZERS) == set(OPTIMIZER_BYTES)
+    assert set(PACKAGES) < set(OPTIMIZERS)

@@ -1,80 +1,78 @@
-"""Options of training: every pair of values runs, and each one changes what it should."""
+"""Options of training: every pair of values runs, and each one changes what it should.
+
+The pairs run on a base that predicts the noise and again on one that predicts v.
+"""
 
 import itertools
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
+from tests.options import allowed, covering, options_of, pairs_of
 from tests.workspace import Workspace, difference, weights
 
-OPTIONS: dict[str, tuple[object, ...]] = {
-    "model__train_text_encoder": ("true", "false"),
-    "model__gradient_checkpointing": ("false", "true"),
-    "training__precision": ("fp32", "bf16-mixed", "16-mixed"),
-    "training__accumulate": (1, 2),
-    "training__schedule": ("constant", "linear", "cosine"),
-    "training__min_snr_gamma": ("null", 5),
-    "training__gradient_clip": (1.0, "null"),
-    "training__warmup": (0, 1),
-    "data__crop": ("center", "random"),
-    "data__mirror": ("false", "true"),
-    "data__cache": ("cache", "null"),
-    "prior": ("made", "null"),
-    "base": ("eps", "v"),
-}
-
-
-def covering(options: dict[str, tuple[object, ...]]) -> list[dict[str, object]]:
-    """Few combinations in which every pair of two options' values occurs (greedily)."""
-    pairs = {
-        ((a, x), (b, y))
-        for a, b in itertools.combinations(options, 2)
-        for x in options[a]
-        for y in options[b]
-    }
-    rows = []
-    while pairs:
-        row: dict[str, object] = {}
-        for pair in sorted(pairs, key=str):  # start from one that is missing, then fill greedily
-            if all(row.get(name, value) == value for name, value in pair):
-                row.update(pair)
-        for name, values in options.items():
-            row.setdefault(name, values[0])
-        pairs -= {((a, row[a]), (b, row[b])) for a, b in itertools.combinations(options, 2)}
-        rows.append(row)
-    return rows
+KINDS = ("eps", "v")
+ROWS = {kind: covering(options_of(kind)) for kind in KINDS}
 
 
 @pytest.fixture(scope="module")
 def places(
     tmp_path_factory: pytest.TempPathFactory, tiny_base_folder: Callable[[str], Path]
 ) -> dict[str, Workspace]:
-    kinds = ("eps", "v")
-    return {
-        kind: Workspace(tmp_path_factory.mktemp(kind), tiny_base_folder(kind)) for kind in kinds
-    }
+    made = {}
+    for kind in KINDS:
+        made[kind] = Workspace(tmp_path_factory.mktemp(kind), tiny_base_folder(kind))
+        made[kind].draw_masks()
+    return made
 
 
-def test_covering_covers() -> None:
-    rows = covering(OPTIONS)
-    for a, b in itertools.combinations(OPTIONS, 2):
-        seen = {(row[a], row[b]) for row in rows}
-        assert seen == set(itertools.product(OPTIONS[a], OPTIONS[b]))
-    assert len(rows) < 20
+@pytest.mark.parametrize("kind", KINDS)
+def test_covering_covers(kind: str) -> None:
+    rows, options = ROWS[kind], options_of(kind)
+    seen = {frozenset(two) for row in rows for two in itertools.combinations(row.items(), 2)}
+    assert seen == pairs_of(options)
+    assert all(map(allowed, rows))
+    assert len(rows) <= 45
 
 
-@pytest.mark.parametrize("number", range(len(covering(OPTIONS))))
-def test_pairs_of_options_run(places: dict[str, Workspace], number: int) -> None:
-    row = dict(covering(OPTIONS)[number])
-    place = places[str(row.pop("base"))]
-    if row["prior"] == "made":
-        del row["prior"]
+def settings_of(place: Workspace, row: Mapping[str, object]) -> dict[str, object]:
+    """The keyword arguments of `Workspace.train` for a row of OPTIONS."""
+    row = dict(row)
+    prior, subjects = row.pop("prior"), row.pop("subjects")
     if row["data__cache"] == "cache":
         del row["data__cache"]
-    run = place.train(f"pair{number}", **row)
-    for tensor in weights(run, 2).values():
-        assert tensor.isfinite().all()
+    if prior == "null":
+        row["prior"] = "null"
+    elif prior == "folder":
+        row["prior__folder"] = place.pictures
+    else:
+        row["prior__images"] = prior
+    if subjects == "two":
+        second = {"pictures": str(place.pictures), "identifier": "dog", "class_noun": "dog"}
+        row["subjects"] = json.dumps([second])
+    if row["training__optimizer"] == "torch.optim:SGD":
+        row["training__optimizer_arguments"] = "{momentum: 0.9}"
+    if str(prior) == "null":
+        row = {key: value for key, value in row.items() if not key.startswith("prior__")}
+    return row
+
+
+@pytest.mark.parametrize(
+    ("kind", "number"), [(kind, number) for kind in KINDS for number in range(len(ROWS[kind]))]
+)
+def test_pairs_of_options_run(places: dict[str, Workspace], kind: str, number: int) -> None:
+    place = places[kind]
+    run = place.train(f"pair{number}", **settings_of(place, ROWS[kind][number]))
+    for part in ("unet", "text_encoder"):
+        if (run / "snapshots/step-000002" / f"{part}.safetensors").exists():
+            for tensor in weights(run, 2, part).values():
+                assert tensor.isfinite().all()
+    start = load_file(place.base / "unet/diffusion_pytorch_model.safetensors")
+    assert any(not torch.equal(start[key], value) for key, value in weights(run, 2).items())
 
 
 @pytest.fixture(scope="module")
@@ -104,38 +102,148 @@ def test_options_that_change_no_result(
     assert difference(plain, same) <= (2e-3 if loose else 1e-6)
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"seed": 1},
-        {"training__learning_rate": 2e-3},
-        {"training__text_encoder_learning_rate": 1e-4},
-        {"training__weight_decay": 0.5},
-        {"training__betas": "[0.5,0.9]"},
-        {"training__schedule": "cosine"},
-        {"training__warmup": 2},
-        {"training__gradient_clip": 0.01},
-        {"training__precision": "bf16-mixed"},
-        {"training__min_snr_gamma": 0.5},
-        {"data__crop": "random"},
-        {"data__mirror": "true"},
-        {"data__resolution": 40},
-        {"subject__prompt": "[V] on the beach"},
-        {"subject__identifier": "zwx"},
-        {"prior__weight": 0.1},
-        {"prior__seed": 3},
-        {"prior__scale": 2},
-        {"prior__steps": 3},
-        {"prior__sampler": "euler"},
-        {"prior": "null"},
-    ],
-    ids=str,
-)
+# What is on already, and what is then changed.
+CHANGES: list[tuple[dict[str, object], dict[str, object]]] = [
+    ({}, {"seed": 1}),
+    ({}, {"training__learning_rate": 0.002}),
+    ({}, {"training__text_encoder_learning_rate": 0.0001}),
+    ({}, {"training__weight_decay": 0.5}),
+    ({}, {"training__betas": "[0.5,0.9]"}),
+    ({}, {"training__schedule": "cosine"}),
+    ({}, {"training__warmup": 2}),
+    ({}, {"training__gradient_clip": 0.01}),
+    ({}, {"training__precision": "bf16-mixed"}),
+    (
+        {},
+        {
+            "training__optimizer": "adamw_8bit",
+            "training__optimizer_arguments": "{min_8bit_size: 1}",
+        },
+    ),
+    ({}, {"training__optimizer": "adafactor"}),
+    ({}, {"training__optimizer": "prodigy"}),
+    ({}, {"training__optimizer": "schedule_free_adamw"}),
+    ({}, {"training__optimizer": "lion"}),
+    ({}, {"training__optimizer": "torch.optim:SGD"}),
+    ({}, {"training__optimizer_arguments": "{eps: 1.0e-2}"}),
+    ({}, {"training__pivotal": 0.5}),
+    ({"training__pivotal": 0.5}, {"training__pivotal_learning_rate": 0.01}),
+    ({}, {"training__text_encoder_stop": 0.5}),
+    ({}, {"objective__loss": "huber"}),
+    ({}, {"objective__loss": "smooth_l1"}),
+    ({"objective__loss": "huber"}, {"objective__huber_c": 0.5}),
+    ({"objective__loss": "huber"}, {"objective__huber_schedule": "constant"}),
+    ({"objective__loss": "huber"}, {"objective__huber_schedule": "exponential"}),
+    ({"objective__timestep_max": 200}, {"objective__weighting": "min_snr"}),  # SNR above 5
+    ({"objective__weighting": "min_snr"}, {"objective__min_snr_gamma": 0.5}),
+    ({}, {"objective__weighting": "soft_min_snr"}),
+    ({}, {"objective__weighting": "debiased"}),
+    ({}, {"objective__weighting": "p2"}),
+    ({"objective__weighting": "p2"}, {"objective__p2_gamma": 0.5}),
+    ({"objective__weighting": "p2"}, {"objective__p2_k": 3.0}),
+    ({}, {"objective__noise_offset": 0.1}),
+    ({}, {"objective__pyramid_noise": 0.3}),
+    ({}, {"objective__input_perturbation": 0.1}),
+    ({}, {"objective__timesteps": "logit_normal"}),
+    ({"objective__timesteps": "logit_normal"}, {"objective__logit_mean": 1.0}),
+    ({"objective__timesteps": "logit_normal"}, {"objective__logit_std": 0.5}),
+    ({}, {"objective__timesteps": "cubic"}),
+    ({}, {"objective__timestep_min": 600}),
+    ({}, {"objective__timestep_max": 400}),
+    ({}, {"objective__caption_dropout": 1.0}),
+    ({}, {"prior__images": "live"}),
+    ({"prior__images": "live", "prior__count": 2}, {"prior__uses": 1}),
+    ({}, {"prior__images": "subject", "prior__target": "base"}),
+    ({}, {"prior__target": "base"}),
+    ({}, {"prior__weight_end": 0.1}),
+    ({}, {"subject__weight": 0.5}),
+    ({}, {"data__crop": "random"}),
+    ({}, {"data__mirror": "true"}),
+    ({}, {"data__resolution": 40}),
+    ({}, {"subject__prompt": "[V] on the beach"}),
+    ({}, {"subject__identifier": "zwx"}),
+    ({}, {"prior__weight": 0.1}),
+    ({}, {"prior__seed": 3}),
+    ({}, {"prior__scale": 2}),
+    ({}, {"prior__steps": 3}),
+    ({}, {"prior__sampler": "euler"}),
+    ({}, {"prior": "null"}),
+]
+
+
+def name_of(settings: Mapping[str, object]) -> str:
+    words = "-".join(f"{key}-{value}" for key, value in settings.items()) or "plain"
+    return "".join(letter for letter in words if letter.isalnum() or letter in "-_")[:120]
+
+
+@pytest.fixture(scope="module")
+def trained(places: dict[str, Workspace]) -> Callable[[dict[str, object]], Path]:
+    """Train with these settings, once."""
+    runs: dict[str, Path] = {}
+
+    def train(settings: dict[str, object]) -> Path:
+        name = name_of(settings)
+        if name not in runs:
+            runs[name] = places["eps"].train(f"with-{name}", **settings)
+        return runs[name]
+
+    return train
+
+
+@pytest.mark.parametrize(("before", "change"), CHANGES, ids=str)
 def test_options_that_change_the_result(
-    places: dict[str, Workspace], plain: Path, settings: dict[str, object]
+    trained: Callable[[dict[str, object]], Path],
+    before: dict[str, object],
+    change: dict[str, object],
 ) -> None:
-    name = "-".join(f"{key}-{value}" for key, value in settings.items())
-    name = "".join(letter for letter in name if letter.isalnum() or letter in "-_")
-    other = places["eps"].train(f"other-{name}", **settings)
-    part = "text_encoder" if "training__text_encoder_learning_rate" in settings else "unet"
-    assert difference(plain, other, part=part) > 1e-6
+    without, other = trained(before), trained({**before, **change})
+    part = "text_encoder" if any("text_encoder" in key for key in change) else "unet"
+    assert difference(without, other, part=part) > 1e-6
+
+
+def test_masks_change_the_result(tmp_path: Path, tiny_base_folder: Callable[[str], Path]) -> None:
+    place = Workspace(tmp_path, tiny_base_folder("eps"))
+    place.draw_masks()
+    off, low, none = (
+        place.train(f"outside{n}", objective__mask_outside=value)
+        for n, value in enumerate(("null", 0.5, 0.0))
+    )
+    assert difference(off, low) > 1e-6
+    assert difference(low, none) > 1e-6
+
+
+def test_further_subjects_change_the_result_each_with_its_weight(
+    trained: Callable[[dict[str, object]], Path], places: dict[str, Workspace]
+) -> None:
+    second = {"pictures": str(places["eps"].pictures), "identifier": "dog", "class_noun": "dog"}
+    one = trained({})
+    two, light = (
+        trained({"subjects": json.dumps([{**second, "weight": weight}])}) for weight in (1.0, 0.1)
+    )
+    assert difference(one, two) > 1e-6
+    assert difference(two, light) > 1e-6
+
+
+def test_an_average_is_kept_beside_the_weights_and_changes_none(
+    trained: Callable[[dict[str, object]], Path], places: dict[str, Workspace]
+) -> None:
+    plain = trained({})
+    averages = []
+    for settings in (
+        {"ema__schedule": "constant", "ema__decay": 0.5},
+        {"ema__schedule": "power"},
+        {"ema__schedule": "power", "ema__power": 0.1},
+        {"ema__schedule": "constant", "ema__decay": 0.9},
+    ):
+        run = trained(dict(settings))
+        assert difference(plain, run) == 0
+        average = weights(run, 2, "unet.ema")
+        assert average.keys() == weights(run, 2).keys()
+        averages.append(torch.cat([tensor.flatten() for tensor in average.values()]))
+    for one, other in itertools.combinations([*averages], 2):
+        assert not torch.equal(one, other)
+    # 0.25 x start + 0.25 x step 1 + 0.5 x step 2: a constant decay of 0.5, written out
+    start = load_file(places["eps"].base / "unet/diffusion_pytorch_model.safetensors")
+    first, second = weights(plain, 1), weights(plain, 2)
+    expected = [0.25 * start[key] + 0.25 * first[key] + 0.5 * second[key] for key in first]
+    torch.testing.assert_close(averages[0], torch.cat([tensor.flatten() for tensor in expected]))

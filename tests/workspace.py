@@ -56,6 +56,14 @@ class Workspace:
             picture.paste(colour, (4, 4 + 8 * number, 20, 30))
             picture.save(self.pictures / f"{number}.png")
 
+    def draw_masks(self) -> None:
+        """Beside each picture, of its left half."""
+        for picture in sorted(self.pictures.glob("?.png")):
+            with Image.open(picture) as opened:
+                mask = Image.new("L", opened.size)
+                mask.paste(255, (0, 0, opened.width // 2, opened.height))
+            mask.save(picture.with_suffix(".mask.png"))
+
     def words(self, *more: str, **settings: object) -> list[str]:
         """The command line; `settings` replace ours, with __ for the dots."""
         given = {name.replace("__", "."): value for name, value in settings.items()}

@@ -2,38 +2,42 @@
 
     RUN/resume.ckpt           the newest: trained weights, optimizer, schedule, step
     RUN/resume.previous.ckpt  the one before, kept until the next is complete
-    RUN/resume.json           step, size and sha256 of the last few that were written
+    RUN/resume.json           step, size and sha256 of the last ones that were written
+    RUN/resume.copy.json      the same list, for when the other is damaged
+    RUN/resume.damaged.ckpt   one that was found damaged and set aside
 
-The list in resume.json is renewed *before* the files are renamed and a file is known by its hash
-alone, so that at whatever instant the process dies one of the two files is complete and listed.
+A new state is written under a hidden name and read back; then both lists are renewed, and only then
+the files renamed. A file is known by its hash alone, so that at whatever instant the process dies,
+and whichever one file is damaged, one of the two states is complete and listed.
 """
 
-import hashlib
 import logging
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+import pickle
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
 import torch
 from pytorch_lightning.plugins.io import CheckpointIO
 
 from ldm.checkpoint.files import (
-    explain_disk_errors,
-    flush,
     put_in_place,
     read_json,
     sha256_of,
-    staging_path,
+    staging,
     write_json,
+    write_verified,
 )
 from ldm.errors import UserError
 
 log = logging.getLogger(__name__)
 
-NEWEST, PREVIOUS, LIST = "resume.ckpt", "resume.previous.ckpt", "resume.json"
-LISTED = 3  # the newest, the one before, and the one that the newest replaces
+NEWEST, PREVIOUS, DAMAGED = "resume.ckpt", "resume.previous.ckpt", "resume.damaged.ckpt"
+LIST, COPY = "resume.json", "resume.copy.json"
+# Two states are there. More are listed, since each process that dies between listing a new one and
+# renaming it leaves an entry without a file, which must not push out those that have one.
+LISTED = 32
 
 
 @dataclass(frozen=True)
@@ -42,53 +46,78 @@ class ResumePoint:
 
     path: Path
     step: int
+    damaged: list[Path] = field(default_factory=list)  # newer ones, passed over
+
+
+class _Damaged(Exception):
+    """A file is not a complete resume state; the text says why."""
 
 
 def find_resume(run: Path) -> ResumePoint | None:
     """The newest undamaged resume state of a run folder; None when nothing was saved yet.
 
-    Reads each candidate once to verify its sha256. A damaged newest one is passed over with a
-    warning; UserError when there are some and none is good.
+    Reads each candidate once to verify its sha256, and changes nothing. A damaged newest one is
+    passed over with a warning; UserError, naming each and why, when there are some and none is
+    good.
     """
     run = Path(run)
-    listed = {entry["sha256"]: entry for entry in read_json(run / LIST) or []}
+    entries, reasons = _listed(run), {}
     present = [path for path in (run / NEWEST, run / PREVIOUS) if path.exists()]
     for path in present:
-        entry = _entry_of(path, listed)
-        if entry is not None:
-            return ResumePoint(path, int(entry["step"]))
-        log.warning("%s is damaged (its size or sha256 is not in %s): passed over", path, LIST)
+        try:
+            step = _entry_of(path, entries)["step"]
+        except _Damaged as reason:
+            reasons[path] = reason
+            continue
+        for damaged, why in reasons.items():
+            log.warning("%s is damaged: %s; %s, of step %d, is used", damaged, why, path.name, step)
+        return ResumePoint(path, step, list(reasons))
     if present:
+        listed = "".join(f"\n  - {path.name}: {reason}" for path, reason in reasons.items())
         raise UserError(
-            f"every resume state in {run} is damaged; start a new run, or remove "
-            f"{', '.join(path.name for path in present)} to start this one over"
+            f"no resume state in {run} is good; start a new run, or remove "
+            f"{' and '.join(path.name for path in present)} to start this one over:{listed}"
         )
     return None
 
 
-def _entry_of(path: Path, listed: Mapping[str, dict]) -> dict | None:
-    """What resume.json says of a file, None when it is not a complete one."""
-    size = path.stat().st_size
-    if not any(entry["bytes"] == size for entry in listed.values()):
-        return None  # no need to read gigabytes of a truncated file
-    return listed.get(sha256_of(path))
+def set_aside(path: Path) -> None:
+    """Rename a damaged state, so that it is neither used nor takes the place of a good one.
+
+    Only the last one found is kept. For the one process that writes.
+    """
+    aside = path.with_name(DAMAGED)
+    put_in_place(path, aside)
+    log.warning("%s is set aside as %s; it may be removed", path, aside.name)
 
 
-class _HashingFile:
-    """A binary file that remembers the size and sha256 of what was written to it, in order."""
+def _listed(run: Path) -> list[dict[str, Any]]:
+    """The entries of both lists, newest first."""
+    entries: dict[str, dict[str, Any]] = {}
+    for name in (LIST, COPY):
+        content = read_json(run / name)
+        for entry in content if isinstance(content, list) else []:
+            match entry:
+                case {"step": int(), "bytes": int(), "sha256": str(digest)}:
+                    entries.setdefault(digest, entry)
+    return list(entries.values())
 
-    def __init__(self, file: IO[bytes]) -> None:
-        self.file = file
-        self.bytes = 0
-        self.sha256 = hashlib.sha256()
 
-    def write(self, data: Any) -> int:
-        self.sha256.update(data)
-        self.bytes += memoryview(data).nbytes
-        return self.file.write(data)
-
-    def flush(self) -> None:
-        self.file.flush()
+def _entry_of(path: Path, entries: list[dict[str, Any]]) -> dict[str, Any]:
+    """The entry of a complete file. Raises _Damaged."""
+    if not entries:
+        raise _Damaged(f"cannot be verified, {LIST} and {COPY} are missing or damaged")
+    try:
+        size = path.stat().st_size
+        if size not in [entry["bytes"] for entry in entries]:  # gigabytes need not be read
+            raise _Damaged(f"its size, {size} bytes, is that of no state in {LIST}")
+        digest = sha256_of(path)
+    except OSError as error:
+        raise _Damaged(f"cannot be read: {error.strerror or error}") from error
+    for entry in entries:
+        if entry["sha256"] == digest:
+            return entry
+    raise _Damaged(f"its sha256, {digest[:12]}..., is that of no state in {LIST}")
 
 
 class ResumeIO(CheckpointIO):
@@ -97,35 +126,67 @@ class ResumeIO(CheckpointIO):
     Lightning's own serialises the whole checkpoint into memory, twice over, before it writes.
     """
 
+    def __init__(self) -> None:
+        self._verified: tuple[int, int, int] | None = None  # the newest, when this wrote it
+
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
     ) -> None:
-        """Write to a staging file beside `path`, flush, keep the one before, rename."""
+        """Write beside `path`, flush, read back; only then list it and let the one before go.
+
+        UserError: disk full, failing or forbidden; what was saved before is as it was.
+        """
         path = Path(path)
-        with explain_disk_errors(path):
+        try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            staged = staging_path(path)
-            with staged.open("wb") as file:
-                hashing = _HashingFile(file)
-                torch.save(checkpoint, cast(IO[bytes], hashing))
-            flush(staged)
-            entry = {
-                "step": int(checkpoint["global_step"]),
-                "bytes": hashing.bytes,
-                "sha256": hashing.sha256.hexdigest(),
-            }
-            listing = path.with_name(LIST)
-            write_json(listing, [entry, *(read_json(listing) or [])][:LISTED])
-            if path.exists():
-                put_in_place(path, path.with_name(PREVIOUS))
-            put_in_place(staged, path)
+            with staging(path) as staged:
+                content = write_verified(staged, lambda file: torch.save(checkpoint, file))
+                known = _listed(path.parent)
+                self._make_way(path, known)
+                entry = {"step": int(checkpoint["global_step"]), **content}
+                others = [old for old in known if old["sha256"] != entry["sha256"]]
+                for name in (LIST, COPY):
+                    write_json(path.with_name(name), [entry, *others][:LISTED])
+                if path.exists():
+                    put_in_place(path, path.with_name(PREVIOUS))
+            self._verified = _identity(path)
+        except OSError as error:
+            raise UserError(
+                f"cannot save {path}: {error.strerror or error}; what was saved before is intact: "
+                f"make room there, then go on with: python main.py --resume {path.parent}"
+            ) from error
+
+    def _make_way(self, path: Path, known: list[dict[str, Any]]) -> None:
+        """Set the newest aside if it is damaged: it must not replace a good one before it."""
+        if path.exists() and _identity(path) != self._verified:
+            try:
+                _entry_of(path, known)
+            except _Damaged as reason:
+                log.warning("%s is damaged: %s", path, reason)
+                set_aside(path)
 
     def load_checkpoint(
         self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read tensors and plain containers only (`weights_only` whatever is asked)."""
+        """Read tensors and plain containers only (`weights_only` whatever is asked).
+
+        UserError for a file that holds anything else: unpickling that would run its code.
+        """
         mapped = os.name != "nt"  # Windows cannot rename a mapped file
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+            reason = str(error).strip().splitlines()
+            raise UserError(
+                f"{path} is no resume state of this program, and what may hold code of others is "
+                f"not loaded: {reason[0] if reason else type(error).__name__}; start a new run"
+            ) from error
 
     def remove_checkpoint(self, path: Any) -> None:
         """Nothing is removed: the rolling state replaces itself."""
+
+
+def _identity(path: Path) -> tuple[int, int, int]:
+    """What changes when a file is replaced, cut or written to."""
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns

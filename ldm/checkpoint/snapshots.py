@@ -2,6 +2,7 @@
 
 RUN/snapshots/step-000400/unet.safetensors          keys of the module's state dict
                           text_encoder.safetensors  when it was trained
+                          unet.ema.safetensors      the same keys, averaged weights, where asked for
                           manifest.json             step, config, size and sha256 of each file
 
 The manifest is {"step", "config", "files": {name: {"bytes", "sha256"}}}.
@@ -9,63 +10,82 @@ The manifest is {"step", "config", "files": {name: {"bytes", "sha256"}}}.
 
 import logging
 import re
-import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ldm.checkpoint.files import (
+    REPLACED,
+    discard,
     explain_disk_errors,
-    flush,
+    hidden_path,
     put_in_place,
     read_json,
     sha256_of,
-    staging_path,
+    staging,
     write_json,
+    write_verified,
 )
+from ldm.checkpoint.tensors import write_tensors
 from ldm.errors import UserError
 
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+WEIGHTS, EMA = ".safetensors", ".ema.safetensors"
 
 
 def save_snapshot(
-    folder: Path, modules: Mapping[str, nn.Module], config: Mapping[str, Any], step: int
+    folder: Path,
+    modules: Mapping[str, nn.Module],
+    config: Mapping[str, Any],
+    step: int,
+    ema: Mapping[str, Mapping[str, Tensor]] | None = None,
 ) -> Path:
     """Write `folder`/step-000400 (400 = `step`) and return it; one that is there is replaced.
 
-    Staged beside its place, flushed, then renamed: a snapshot that has its name is complete.
-    `config` must be JSON-serialisable. Raises UserError when the disk cannot be written.
+    Staged beside its place, read back, then renamed: a snapshot that has its name is complete.
+    `config` must be JSON-serialisable. ema: of some modules the averaged tensors, by their key in
+    the module's state dict; the others are written beside them, so that the file stands alone.
+    Raises UserError when the disk cannot be written, ValueError for an EMA of what is not there.
     """
-    from safetensors.torch import save_file
-
     target = Path(folder) / f"step-{step:06d}"
-    staged = staging_path(target)
+    replaced = hidden_path(target, REPLACED)
+    files = {}
     with explain_disk_errors(target):
-        shutil.rmtree(staged, ignore_errors=True)
-        staged.mkdir(parents=True)
-        files = {}
-        for name, module in modules.items():
-            path = staged / f"{name}.safetensors"
-            state = {key: value.detach().contiguous() for key, value in module.state_dict().items()}
-            save_file(state, path, metadata={"format": "pt"})
-            flush(path)
-            files[path.name] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
-        write_json(staged / MANIFEST, {"step": step, "config": dict(config), "files": files})
-        if target.exists():  # trained again from an earlier resume state
-            shutil.rmtree(target)
-        put_in_place(staged, target)
+        with staging(target) as staged:
+            staged.mkdir(parents=True)
+            for name, state in _contents(modules, ema or {}).items():
+                files[name] = write_verified(staged / name, partial(write_tensors, tensors=state))
+            write_json(staged / MANIFEST, {"step": step, "config": dict(config), "files": files})
+            if target.exists():  # trained again from an earlier resume state
+                put_in_place(target, replaced)
+        if replaced.exists():
+            discard(replaced)
     return target
+
+
+def _contents(
+    modules: Mapping[str, nn.Module], ema: Mapping[str, Mapping[str, Tensor]]
+) -> dict[str, dict[str, Tensor]]:
+    """The tensors of each file of a snapshot; none is copied."""
+    contents = {name + WEIGHTS: module.state_dict() for name, module in modules.items()}
+    for name, averaged in ema.items():
+        state = contents.get(name + WEIGHTS, {})
+        if unknown := averaged.keys() - state.keys():
+            raise ValueError(f"EMA of {name}: the module has no {', '.join(sorted(unknown))}")
+        contents[name + EMA] = {**state, **averaged}
+    return contents
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
     """A snapshot's verified manifest; UserError naming the file that is missing or damaged."""
     path = Path(path)
     manifest = read_json(path / MANIFEST)
-    if not isinstance(manifest, dict):
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
         raise UserError(f"{path} is not a snapshot: {MANIFEST} is missing or damaged")
     for name, expected in manifest["files"].items():
         file = path / name
@@ -78,64 +98,120 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def load_snapshot(path: Path, modules: Mapping[str, nn.Module]) -> dict[str, Any]:
+def load_snapshot(
+    path: Path, modules: Mapping[str, nn.Module], ema: bool = False
+) -> dict[str, Any]:
     """Load a verified snapshot into `modules` (strictly, in place) and return its manifest.
 
     `modules` may hold more than was trained ({"unet", "text_encoder"}): the rest stays as it is.
-    Raises UserError for a damaged snapshot, a part that `modules` lacks, other keys or shapes.
+    ema: load the averaged weights, of each part that has them. Raises UserError for a damaged
+    snapshot, a part that `modules` lacks, other keys or shapes, no averaged weights.
     """
     from safetensors.torch import load_file
 
     path = Path(path)
     manifest = read_manifest(path)
-    for file in manifest["files"]:
-        name = Path(file).stem
-        if name not in modules:
-            raise UserError(f"snapshot {path} holds {name}; the model has {', '.join(modules)}")
+    files = manifest["files"]
+    if ema and not any(name.endswith(EMA) for name in files):
+        raise UserError(f"snapshot {path} has no averaged weights (EMA); take the plain ones")
+    for file in [name for name in files if not name.endswith(EMA)]:
+        part = file.removesuffix(WEIGHTS)
+        if part not in modules:
+            raise UserError(f"snapshot {path} holds {part}; the model has {', '.join(modules)}")
+        if ema and part + EMA in files:
+            file = part + EMA
         try:
-            modules[name].load_state_dict(load_file(path / file), strict=True)
+            modules[part].load_state_dict(load_file(path / file), strict=True)
         except RuntimeError as error:
             raise UserError(f"{path / file} does not fit this base model: {error}") from error
     return manifest
 
 
 def list_snapshots(folder: Path) -> dict[int, Path]:
-    """Complete snapshots in a folder, {step: path} in rising order; empty when there are none."""
-    found = {}
-    for path in Path(folder).glob("step-*"):
-        match = re.fullmatch(r"step-(\d+)", path.name)
-        if match and (path / MANIFEST).is_file():
-            found[int(match[1])] = path
+    """The snapshots in a folder, {step: path} in rising order; empty when there are none.
+
+    Where one was just being replaced when its process died, it is the one before.
+    """
+    found: dict[int, Path] = {}
+    for pattern, name in (
+        (rf"\.step-(\d+){re.escape(REPLACED)}", f".step-*{REPLACED}"),
+        (r"step-(\d+)", "step-*"),
+    ):
+        for path in Path(folder).glob(name):
+            match = re.fullmatch(pattern, path.name)
+            if match and path.is_dir():
+                found[int(match[1])] = path
     return dict(sorted(found.items()))
+
+
+def prune_snapshots(folder: Path, keep: int, step: int, needed: Iterable[int] = ()) -> None:
+    """Remove all but the newest `keep` (>= 1) of the snapshots up to `step`, and but `needed`.
+
+    Later ones are of a run that went back to an earlier state: they stay until they are replaced.
+    UserError when the disk cannot be written.
+    """
+    past = {at: path for at, path in list_snapshots(folder).items() if at <= step}
+    spared = {*sorted(past)[-keep:], *needed}
+    for at, path in past.items():
+        if at not in spared:
+            with explain_disk_errors(path):
+                discard(path)
+
+
+def chosen_step(run: Path) -> int | None:
+    """The snapshot that a run's evaluation chose; None where there is none."""
+    evaluation = read_json(Path(run) / "evaluation.json")
+    chosen = evaluation.get("chosen") if isinstance(evaluation, dict) else None
+    return None if chosen is None else int(chosen)
 
 
 def find_snapshot(run: Path, which: str | int = "best") -> Path:
     """A run's snapshot: "best" (chosen by its evaluation, else the last), "last", or a step.
 
-    Raises UserError naming what there is when it does not exist.
+    Each is verified. Of "best" and "last" a damaged one is passed over with a warning, and the
+    newest good one is taken. UserError naming what there is when it does not exist, the damaged
+    file of a step, or each snapshot's where none is good.
     """
     run = Path(run)
     snapshots = list_snapshots(run / "snapshots")
     if not snapshots:
         raise UserError(f"{run / 'snapshots'} holds no snapshot; train first")
-    step = _step_of(run, which, last=max(snapshots))
-    if step not in snapshots:
-        raise UserError(
-            f"no snapshot {which!r} in {run / 'snapshots'}; "
-            f"there are {', '.join(map(str, snapshots))}, and 'last' and 'best'"
-        )
-    return snapshots[step]
+    if which not in ("best", "last"):
+        step = int(which) if str(which).isdecimal() else None
+        if step not in snapshots:
+            raise UserError(
+                f"no snapshot {which!r} in {run / 'snapshots'}; "
+                f"there are {', '.join(map(str, snapshots))}, and 'last' and 'best'"
+            )
+        read_manifest(snapshots[step])
+        return snapshots[step]
+    first = _chosen_of(run, snapshots) if which == "best" else max(snapshots)
+    order = [first, *sorted(snapshots.keys() - {first}, reverse=True)]
+    return _first_good(run, {step: snapshots[step] for step in order})
 
 
-def _step_of(run: Path, which: str | int, last: int) -> int | None:
-    """The step that "best", "last", 400 or "400" stand for; None when it is none of these."""
-    if which == "last":
-        return last
-    if which != "best":
-        return int(which) if str(which).isdecimal() else None
-    evaluation = read_json(run / "evaluation.json")
-    chosen = evaluation.get("chosen") if isinstance(evaluation, dict) else None
+def _chosen_of(run: Path, snapshots: Mapping[int, Path]) -> int:
+    """The chosen step, where it is there; else the last."""
+    chosen, last = chosen_step(run), max(snapshots)
     if chosen is None:
         log.info("no snapshot of %s is chosen yet: taking the last, step %d", run, last)
-        return last
-    return int(chosen)
+    elif chosen not in snapshots:
+        log.warning("%s: its chosen snapshot, step %d, is gone: taking the last", run, chosen)
+    else:
+        return chosen
+    return last
+
+
+def _first_good(run: Path, snapshots: Mapping[int, Path]) -> Path:
+    """The first that is not damaged, in the order given."""
+    following, reasons = [*snapshots][1:], []
+    for path in snapshots.values():
+        try:
+            read_manifest(path)
+        except UserError as error:
+            reasons.append(f"\n  - {error}")
+            if following:
+                log.warning("%s: trying step %d", error, following.pop(0))
+            continue
+        return path
+    raise UserError(f"no snapshot in {run / 'snapshots'} is good; train again:{''.join(reasons)}")

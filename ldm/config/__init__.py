@@ -8,11 +8,12 @@ from ldm.config.load import (
     split_command_line,
     to_yaml,
 )
-from ldm.config.schema import Config, Evaluation, Prior, Sampling, Subject, Training
+from ldm.config.schema import Config, Evaluation, MoreSubject, Prior, Sampling, Subject, Training
 
 __all__ = [
     "Config",
     "Evaluation",
+    "MoreSubject",
     "Prior",
     "Sampling",
     "Subject",

@@ -18,7 +18,7 @@ ELSEWHERE = {
     "batch_size": "training.batch",
     "train_batch_size": "training.batch",
     "gradient_accumulation_steps": "training.accumulate",
-    "snr_gamma": "training.min_snr_gamma",
+    "snr_gamma": "objective.min_snr_gamma",
     "reg_weight": "prior.weight",
     "instance_prompt": "subject.prompt",
     "class_prompt": "prior.prompt",
@@ -29,10 +29,15 @@ NAMES = {int: "a whole number", float: "a number", bool: "true or false"}
 
 @dataclass
 class Assigner:
-    """Assigns keys of `tree`; `problems` holds one line per key that could not be assigned."""
+    """Assigns keys of `tree`, which has the keys of the dataclass `root`.
+
+    `problems` holds one line per key that could not be assigned; `place` stands before each key.
+    """
 
     tree: DictConfig
     problems: list[str] = field(default_factory=list)
+    root: type = Config
+    place: str = ""
 
     def assign(self, key: str, typed: Any, raw: Any, where: str, text: str | None = None) -> None:
         """Assign one value or, for a section, each of its keys.
@@ -48,12 +53,33 @@ class Assigner:
         if is_dataclass(section):
             self._assign_section(key, kind, typed, raw, where)
             return
+        if get_origin(section) is list and is_dataclass(get_args(section)[0]):
+            self._assign_items(key, get_args(section)[0], typed, raw, where)
+            return
         try:
             value = _value(kind, typed, raw, text)
-            OmegaConf.update(self.tree, key, value, force_add=False)
+            OmegaConf.update(self.tree, key, value, merge=False, force_add=False)
         except (ValueError, OmegaConfBaseException):
             shown = text if text is not None else typed
-            self.problems.append(f"{where}: {key}={shown}: must be {_wanted(kind, shown)}")
+            wanted = _wanted(kind, shown)
+            self.problems.append(f"{where}: {self.place}{key}={shown}: must be {wanted}")
+
+    def _assign_items(self, key: str, item: type, typed: Any, raw: Any, where: str) -> None:
+        """Assign a list of sections, such as `subjects`; the whole list is replaced."""
+        if not isinstance(typed, list) or not all(isinstance(one, dict) for one in typed):
+            known = ", ".join(get_type_hints(item))
+            self.problems.append(
+                f"{where}: {key}={typed}: must be a list of sections, [{{...}}, ...], each with "
+                f"some of {known} (texts with [ ] or commas quoted)"
+            )
+            return
+        items = []
+        for number, one in enumerate(typed):
+            place = f"{key}[{number}]."
+            inner = Assigner(OmegaConf.structured(item), self.problems, item, place)
+            inner.assign("", one, raw[number], where)
+            items.append(inner.tree)
+        OmegaConf.update(self.tree, key, items, merge=False)
 
     def _assign_section(self, key: str, kind: Any, typed: Any, raw: Any, where: str) -> None:
         if typed is None and allows_none(kind):
@@ -67,29 +93,30 @@ class Assigner:
         elif not (typed is None and not key):  # an empty file changes nothing
             wanted = "null or a section of keys" if allows_none(kind) else "a section of keys"
             subject = f"{key}={typed}" if key else "the file"
-            self.problems.append(f"{where}: {subject}: must be {wanted}")
+            self.problems.append(f"{where}: {self.place}{subject}: must be {wanted}")
 
     def _make_section(self, key: str) -> None:
         """Fill an optional section that is null with its defaults, since a key of it is given."""
         if key and OmegaConf.select(self.tree, key) is None:
-            section = without_none(kind_at(key))
+            section = without_none(kind_at(key, self.root))
             if is_dataclass(section):
                 OmegaConf.update(self.tree, key, OmegaConf.structured(section))
 
     def _kind_of(self, key: str, where: str) -> Any:
         parts = key.split(".") if key else []
         for depth in range(1, len(parts) + 1):
-            if kind_at(".".join(parts[:depth])) is None:
-                self.problems.append(f"{where}: {key}: unknown key{suggestion(key)}")
+            if kind_at(".".join(parts[:depth]), self.root) is None:
+                hint = suggestion(key, self.root)
+                self.problems.append(f"{where}: {self.place}{key}: unknown key{hint}")
                 return None
         for depth in range(1, len(parts)):
             self._make_section(".".join(parts[:depth]))
-        return kind_at(key)
+        return kind_at(key, self.root)
 
 
-def kind_at(key: str) -> Any:
+def kind_at(key: str, root: type = Config) -> Any:
     """The annotated type of a dotted key; None where there is no such key."""
-    kind: Any = Config
+    kind: Any = root
     for part in key.split(".") if key else []:
         section = without_none(kind)
         if not is_dataclass(section):
@@ -98,13 +125,13 @@ def kind_at(key: str) -> Any:
     return kind
 
 
-def suggestion(key: str) -> str:
+def suggestion(key: str, root: type = Config) -> str:
     """ "; did you mean ...?": the usual other name, the nearest spelling, the same name in another
     section, or else what is known at that place."""
-    known = _all_keys(Config)
+    known = _all_keys(root)
     section, _, last = key.rpartition(".")
     beside = {o.rpartition(".")[2]: o for o in known if o.rpartition(".")[0] == section}
-    near = [ELSEWHERE[last]] if last in ELSEWHERE else []
+    near = [ELSEWHERE[last]] if root is Config and last in ELSEWHERE else []
     near = near or difflib.get_close_matches(key, known, n=1, cutoff=0.85)
     near = near or [beside[name] for name in difflib.get_close_matches(last, beside, n=1)]
     near = near or [other for other in known if other.rpartition(".")[2] == last]
@@ -148,7 +175,19 @@ def _value(kind: Any, typed: Any, raw: Any, text: str | None) -> Any:
         if raw not in get_args(wanted):
             raise ValueError
         return raw
+    if get_origin(wanted) is dict:
+        if not isinstance(typed, dict):
+            raise ValueError
+        return {str(name): _number(value) for name, value in typed.items()}
     return typed
+
+
+def _number(value: Any) -> Any:
+    """YAML reads 1e-6, without a dot, as a text; here it is meant as a number."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def _text(typed: Any, raw: Any, text: str | None) -> str:
@@ -183,6 +222,8 @@ def _wanted(kind: Any, shown: Any) -> str:
         wanted = "a text or a list of texts, each quoted: ['a [V] dog', 'a [V] cat']"
     elif get_origin(plain) is list:
         wanted = "a list of numbers, as in [0.9, 0.999]"
+    elif get_origin(plain) is dict:
+        wanted = "names and values: {eps: 1.0e-6}"
     elif plain is str:
         wanted = "a text" + (
             "" if allows_none(kind) else ", not null (a text null is quoted twice)"

@@ -16,6 +16,9 @@ AT_LEAST: dict[str, float] = {
     "prior.count": 1,
     "prior.batch": 1,
     "prior.weight": 0,
+    "prior.weight_end": 0,
+    "prior.uses": 1,
+    "subject.weight": 0,
     "prior.seed": 0,
     "prior.scale": 0,
     "prior.steps": 1,
@@ -25,6 +28,17 @@ AT_LEAST: dict[str, float] = {
     "training.accumulate": 1,
     "training.weight_decay": 0,
     "training.warmup": 0,
+    "training.text_encoder_stop": 0,
+    "training.pivotal": 0,
+    "objective.p2_gamma": 0,
+    "objective.noise_offset": 0,
+    "objective.pyramid_noise": 0,
+    "objective.input_perturbation": 0,
+    "objective.timestep_min": 0,
+    "objective.timestep_max": 1,
+    "objective.mask_outside": 0,
+    "objective.caption_dropout": 0,
+    "ema.decay": 0,
     "training.save_every": 1,
     "snapshots.every": 1,
     "snapshots.keep": 1,
@@ -43,15 +57,28 @@ MORE_THAN: dict[str, float] = {
     "training.learning_rate": 0,
     "training.text_encoder_learning_rate": 0,
     "training.gradient_clip": 0,
-    "training.min_snr_gamma": 0,
+    "training.pivotal_learning_rate": 0,
+    "objective.huber_c": 0,
+    "objective.min_snr_gamma": 0,
+    "objective.p2_k": 0,
+    "objective.logit_std": 0,
+    "ema.power": 0,
 }
 AT_MOST: dict[str, float] = {
     "training.learning_rate": 1,
     "training.text_encoder_learning_rate": 1,
+    "training.text_encoder_stop": 1,
+    "training.pivotal": 1,
+    "training.pivotal_learning_rate": 1,
+    "objective.huber_c": 1,
+    "objective.mask_outside": 1,
+    "objective.caption_dropout": 1,
+    "ema.decay": 1,
     "sampling.rescale": 1,
 }
 
 STRATEGIES = ("auto", "ddp")
+OPTIMIZERS = ("adamw", "adamw_8bit", "adafactor", "prodigy", "schedule_free_adamw", "lion")
 
 
 def value_at(config: Config, key: str) -> Any:
@@ -76,28 +103,20 @@ def range_problems(config: Config) -> Iterator[str]:
             yield f"{key}={value}: must be more than {MORE_THAN[key]}"
         elif key in AT_MOST and value > AT_MOST[key]:
             yield f"{key}={value}: must be at most {AT_MOST[key]}"
+    for number, subject in enumerate(config.subjects):
+        if not 0 <= subject.weight < math.inf:
+            yield f"subjects[{number}].weight={subject.weight}: must be a number of at least 0"
     betas = config.training.betas
-    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+    if betas is not None and (len(betas) != 2 or not all(0 <= beta < 1 for beta in betas)):
         yield f"training.betas={betas}: must be two numbers from 0 up to, not including, 1"
 
 
 def combination_problems(config: Config) -> Iterator[str]:
     """One line per impossible combination of keys."""
     yield from _subject_problems(config)
+    yield from _more_subjects_problems(config)
     yield from _prior_problems(config)
-    training, model = config.training, config.model
-    if training.batch % max(training.accumulate, 1):
-        yield (
-            f"training.batch={training.batch}: must be a multiple of "
-            f"training.accumulate={training.accumulate}"
-        )
-    if training.warmup > training.steps:
-        yield f"training.warmup={training.warmup}: longer than training.steps={training.steps}"
-    if training.text_encoder_learning_rate is not None and not model.train_text_encoder:
-        yield (
-            f"training.text_encoder_learning_rate={training.text_encoder_learning_rate}: nothing "
-            "uses it where model.train_text_encoder=false; set one of them"
-        )
+    yield from _training_problems(config)
     if config.samples.every and not config.samples.prompts:
         yield "samples.prompts=[]: nothing to draw; give prompts, or set samples.every=0"
     if not re.fullmatch(r"auto|-1|\d+(,\d+)*,?", config.trainer.devices):
@@ -112,6 +131,50 @@ def combination_problems(config: Config) -> Iterator[str]:
     oracle = config.evaluation and config.evaluation.oracle
     if oracle and not re.fullmatch(r"[\w.]+:\w+", oracle):
         yield f"evaluation.oracle={oracle!r}: must look like package.module:Name, or be null"
+
+
+def _training_problems(config: Config) -> Iterator[str]:
+    training, model = config.training, config.model
+    if training.batch % max(training.accumulate, 1):
+        yield (
+            f"training.batch={training.batch}: must be a multiple of "
+            f"training.accumulate={training.accumulate}"
+        )
+    if training.warmup > training.steps:
+        yield f"training.warmup={training.warmup}: longer than training.steps={training.steps}"
+    if training.text_encoder_learning_rate is not None and not model.train_text_encoder:
+        yield (
+            f"training.text_encoder_learning_rate={training.text_encoder_learning_rate}: nothing "
+            "uses it where model.train_text_encoder=false; set one of them"
+        )
+    if training.text_encoder_stop < 1 and not model.train_text_encoder:
+        yield (
+            f"training.text_encoder_stop={training.text_encoder_stop}: nothing uses it where "
+            "model.train_text_encoder=false; set one of them"
+        )
+    if training.pivotal and not config.subject.identifier.strip():
+        yield f"training.pivotal={training.pivotal}: there is no subject.identifier to train"
+    if training.optimizer not in OPTIMIZERS and not re.fullmatch(r"[\w.]+:\w+", training.optimizer):
+        yield (
+            f"training.optimizer={training.optimizer}: must be one of {', '.join(OPTIMIZERS)}, or "
+            "look like package.module:Class"
+        )
+    rate = training.text_encoder_learning_rate
+    if training.optimizer == "prodigy" and rate not in (None, training.learning_rate):
+        yield (
+            f"training.text_encoder_learning_rate={rate}: prodigy takes one rate for all; leave it "
+            "null, or equal to training.learning_rate"
+        )
+    for name in {"lr", "params"} & training.optimizer_arguments.keys():
+        yield f"training.optimizer_arguments={{{name}: ...}}: set training.learning_rate instead"
+    objective = config.objective
+    if objective.timestep_max is not None and objective.timestep_min >= objective.timestep_max:
+        yield (
+            f"objective.timestep_min={objective.timestep_min}: must be less than "
+            f"objective.timestep_max={objective.timestep_max}, which is not trained itself"
+        )
+    if config.ema.decay >= 1:
+        yield f"ema.decay={config.ema.decay}: must be less than 1, or the average never moves"
 
 
 def _subject_problems(config: Config) -> Iterator[str]:
@@ -136,25 +199,73 @@ def _subject_problems(config: Config) -> Iterator[str]:
                 f"subject.prompt={prompt!r}: does not name the subject; put [V] where "
                 f"the identifier belongs, as in 'a photo of [V] {subject.class_noun}'"
             )
+        yield from _other_subjects("subject.prompt", prompt)
+
+
+def _other_subjects(key: str, prompt: str) -> Iterator[str]:
+    if found := re.search(r"\[V\d+\]", prompt):
+        yield f"{key}={prompt!r}: {found[0]} is for samples.prompts alone; a subject's own is [V]"
+
+
+def _more_subjects_problems(config: Config) -> Iterator[str]:
+    taken = [config.subject.identifier.strip().lower()]
+    for number, subject in enumerate(config.subjects):
+        place = f"subjects[{number}]"
+        for key in ("pictures", "identifier", "class_noun"):
+            if not getattr(subject, key).strip():
+                yield f"{place}.{key} is missing; each of several subjects needs one of its own"
+        identifier = subject.identifier.strip().lower()
+        if identifier and identifier in taken:
+            yield f"{place}.identifier={subject.identifier}: another subject has it already"
+        taken.append(identifier)
+        for prompt in subject.prompt:
+            if "[V]" not in prompt and not (identifier and contains_word(prompt, identifier)):
+                yield f"{place}.prompt={prompt!r}: does not name the subject; put [V] into it"
+            yield from _other_subjects(f"{place}.prompt", prompt)
+        if subject.prior_prompt is not None:
+            prompts = (f"{place}.prior_prompt", subject.prior_prompt, f"{place}.class_noun")
+            yield from _class_prompt_problems(*prompts, subject.class_noun, subject.identifier)
 
 
 def _prior_problems(config: Config) -> Iterator[str]:
     prior, subject = config.prior, config.subject
     if prior is None:
         return
-    noun, identifier = subject.class_noun.strip(), subject.identifier.strip()
-    if noun and not contains_word(prior.prompt, noun):
+    if prior.images != "cached" and prior.folder:
+        yield f"prior.folder={prior.folder}: is not used with prior.images={prior.images}; drop one"
+    if prior.folder and config.subjects:
+        yield f"prior.folder={prior.folder}: holds one class, with several subjects let it be null"
+    if prior.images == "subject" and prior.target == "data":
         yield (
-            f"prior.prompt={prior.prompt!r}: does not contain the class noun "
-            f"subject.class_noun={noun!r}; write it as 'a photo of a {noun}', or set prior=null"
+            "prior.images=subject: the subject's own pictures keep a class only with "
+            "prior.target=base; with prior.target=data they would turn it into the subject"
         )
-    if "[V]" in prior.prompt or (identifier and contains_word(prior.prompt, identifier)):
-        yield f"prior.prompt={prior.prompt!r}: must not name the subject; leave the identifier out"
+    yield from _class_prompt_problems(
+        "prior.prompt",
+        prior.prompt,
+        "subject.class_noun",
+        subject.class_noun,
+        subject.identifier,
+    )
     if prior.batch % max(config.training.accumulate, 1):
         yield (
             f"prior.batch={prior.batch}: must be a multiple of "
             f"training.accumulate={config.training.accumulate}"
         )
+
+
+def _class_prompt_problems(
+    key: str, prompt: str, noun_key: str, noun: str, identifier: str
+) -> Iterator[str]:
+    """A class prompt holds the class noun and never the identifier."""
+    noun, identifier = noun.strip(), identifier.strip()
+    if noun and not contains_word(prompt, noun):
+        yield (
+            f"{key}={prompt!r}: does not contain the class noun {noun_key}={noun!r}; write it as "
+            f"'a photo of a {noun}', or set prior=null"
+        )
+    if "[V" in prompt or (identifier and contains_word(prompt, identifier)):
+        yield f"{key}={prompt!r}: must not name the subject; leave the identifier out"
 
 
 def contains_word(text: str, word: str) -> bool:

@@ -53,6 +53,8 @@ def _expand_home(config: Config) -> None:
         holder = value_at(config, section) if section else config
         if holder is not None and getattr(holder, name) is not None:
             setattr(holder, name, os.path.expanduser(getattr(holder, name)))
+    for subject in config.subjects:
+        subject.pictures = os.path.expanduser(subject.pictures)
 
 
 def _unresolved(tree: DictConfig) -> Iterator[str]:

@@ -4,7 +4,7 @@
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 Sampler = Literal[
     "ddim", "plms", "euler", "euler_a", "heun", "dpmpp_2m", "dpmpp_2m_karras", "unipc"
@@ -30,6 +30,19 @@ class Subject:
     )  # templates
     captions: bool = True  # x.txt beside x.png takes the place of the prompt
     background: str = "white"  # laid under transparent pictures
+    weight: float = 1.0  # of its samples in the loss
+
+
+@dataclass
+class MoreSubject:
+    """One more subject in the same run; what is empty or None follows from `subject`."""
+
+    pictures: str = ""
+    identifier: str = ""
+    class_noun: str = ""
+    prompt: list[str] = field(default_factory=list)  # []: subject.prompt with the nouns exchanged
+    prior_prompt: str | None = None  # None: prior.prompt with the nouns exchanged
+    weight: float = 1.0
 
 
 @dataclass
@@ -46,9 +59,13 @@ class Prior:
     prompt: str = (
         "a drawing of a ${subject.class_noun}"  # holds the class noun, never the identifier
     )
-    count: int = 96  # class images to have, made where missing
+    images: Literal["cached", "live", "subject"] = "cached"
+    target: Literal["data", "base"] = "data"
+    count: int = 96  # class images to have, made where missing; of live ones those in use at a time
+    uses: int = 4  # how often each live class image is used
     batch: int = 4  # class samples per optimizer step, over all processes
     weight: float = 1.0  # of the prior loss
+    weight_end: float | None = None  # at the last step; None: the weight stays
     folder: str | None = None  # your own class pictures, instead of made ones
     root: str = "data/prior"  # where made ones are kept for all runs
     seed: int = 0
@@ -66,13 +83,46 @@ class Training:
     learning_rate: float = 1e-4
     text_encoder_learning_rate: float | None = None  # None: the same
     weight_decay: float = 0.01
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    betas: list[float] | None = None  # None: the optimizer's own
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
     warmup: int = 0  # steps in which the learning rate rises
     gradient_clip: float | None = 1.0  # largest gradient norm; None: unbounded
     precision: Literal["fp32", "bf16-mixed", "16-mixed"] = "bf16-mixed"
-    min_snr_gamma: float | None = None  # arXiv 2303.09556; None: every timestep weighs the same
+    optimizer: str = "adamw"  # see checks.OPTIMIZERS, or module:Class
+    optimizer_arguments: dict[str, Any] = field(default_factory=dict)
+    text_encoder_stop: float = 1.0  # share of the steps after which the text encoder is frozen
+    pivotal: float = 0.0  # share of the steps, at the start, that train the identifier's row alone
+    pivotal_learning_rate: float = 1e-3
     save_every: int = 100  # steps between resume states
+
+
+@dataclass
+class Objective:
+    loss: Literal["l2", "huber", "smooth_l1"] = "l2"
+    huber_c: float = 0.1
+    huber_schedule: Literal["constant", "exponential", "snr"] = "snr"
+    weighting: Literal["uniform", "min_snr", "soft_min_snr", "debiased", "p2"] = "uniform"
+    min_snr_gamma: float = 5.0
+    p2_gamma: float = 1.0
+    p2_k: float = 1.0
+    noise_offset: float = 0.0
+    pyramid_noise: float = 0.0  # discount per level; 0: none
+    input_perturbation: float = 0.0
+    zero_terminal_snr: bool = False
+    timesteps: Literal["uniform", "logit_normal", "cubic"] = "uniform"
+    timestep_min: int = 0
+    timestep_max: int | None = None  # not included; None: the base's number of timesteps
+    logit_mean: float = 0.0
+    logit_std: float = 1.0
+    mask_outside: float | None = None  # weight of what a mask leaves out; None: no masks
+    caption_dropout: float = 0.0
+
+
+@dataclass
+class Ema:
+    schedule: Literal["none", "constant", "power"] = "none"
+    decay: float = 0.999  # with a power schedule the highest
+    power: float = 0.75
 
 
 @dataclass
@@ -138,9 +188,12 @@ class Config:
     seed: int = 0
     model: Model = field(default_factory=Model)
     subject: Subject = field(default_factory=Subject)
+    subjects: list[MoreSubject] = field(default_factory=list)  # more than one in a run
     data: Data = field(default_factory=Data)
     prior: Prior | None = field(default_factory=Prior)  # None: no prior preservation
     training: Training = field(default_factory=Training)
+    objective: Objective = field(default_factory=Objective)
+    ema: Ema = field(default_factory=Ema)
     snapshots: Snapshots = field(default_factory=Snapshots)
     sampling: Sampling = field(default_factory=Sampling)
     samples: Samples = field(default_factory=Samples)

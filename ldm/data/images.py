@@ -2,7 +2,8 @@
 
 import io
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +19,7 @@ log = logging.getLogger(__name__)
 Colour = tuple[int, int, int]
 Crop = Literal["center", "random"]
 Box = tuple[int, int, int, int]
+Size = tuple[int, int]  # width, height
 
 SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"])
 FORMATS = "JPEG, PNG, WebP, BMP, TIFF or GIF"
@@ -30,6 +32,7 @@ TURNS = {  # EXIF orientation -> what makes the stored picture upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+SIDEWAYS = {TURNS[orientation] for orientation in (5, 6, 7, 8)}  # width becomes height
 
 
 def is_mask(path: Path) -> bool:
@@ -94,13 +97,29 @@ def load_picture(
     (pixels) a large JPEG is decoded at 1/2, 1/4 or 1/8 of its size, as long as its short side stays
     at least twice that. Raises UserError naming a missing, damaged or unreadable file.
     """
+    with open_upright(path, short_side) as (image, _):
+        return _to_rgb(image, background)
+
+
+@contextmanager
+def open_upright(
+    path: Path | str, short_side: int | None = None
+) -> Iterator[tuple[Image.Image, Size]]:
+    """Decode a picture in its own mode, upright; beside it width and height of the whole file.
+
+    The picture is smaller than that where `short_side` let it be decoded at less (see
+    `load_picture`). Whatever Pillow raises in the body, too, becomes a UserError naming the file.
+    """
     path = Path(path)
     try:
         with Image.open(path) as image:
+            stored = image.size
             if short_side is not None:
                 image.draft(None, (2 * short_side, 2 * short_side))  # JPEG only, otherwise nothing
             image.load()
-            return _to_rgb(_upright(image, path), background)
+            turn = _turn(image, path)
+            upright = image if turn is None else image.transpose(turn)
+            yield upright, (stored[::-1] if turn in SIDEWAYS else stored)
     except FileNotFoundError:
         raise UserError(f"picture {path} does not exist") from None
     except MemoryError:
@@ -110,6 +129,14 @@ def load_picture(
             f"picture {path} cannot be read ({_reason(error)}): "
             f"replace it by an intact {FORMATS} file or remove it"
         ) from error
+
+
+def transparency_of(image: Image.Image) -> Image.Image | None:
+    """The alpha channel, 8-bit greyscale; None where there is none or nothing is transparent."""
+    if _is_deep_grey(image) or not image.has_transparency_data:
+        return None
+    alpha = image.convert("RGBA").getchannel("A")
+    return alpha if alpha.getextrema() != (255, 255) else None
 
 
 def crop_box(size: tuple[int, int], crop: Crop, generator: torch.Generator | None = None) -> Box:
@@ -181,30 +208,34 @@ def _reason(error: Exception) -> str:
     return f"{error}" or type(error).__name__
 
 
-def _upright(image: Image.Image, path: Path) -> Image.Image:
-    """Turn a loaded picture as its EXIF (or XMP) orientation says.
+def _turn(image: Image.Image, path: Path) -> Image.Transpose | None:
+    """What makes a loaded picture upright, as its EXIF (or XMP) orientation says; None: nothing.
 
     Unlike `ImageOps.exif_transpose` this writes no EXIF data back, which fails where any other
     entry is damaged. Without readable data the picture stays as it is: its pixels are intact.
+    (Pillow turns a TIFF itself, and then shows no orientation.)
     """
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
     except Exception as error:  # struct.error, SyntaxError, TypeError, ...
         log.warning("EXIF data of %s is damaged and ignored: %s", path, error)
-        return image
-    turn = TURNS.get(orientation) if isinstance(orientation, int) else None
-    return image if turn is None else image.transpose(turn)
+        return None
+    return TURNS.get(orientation) if isinstance(orientation, int) else None
 
 
 def _to_rgb(image: Image.Image, background: Colour) -> Image.Image:
     """Any mode -> RGB, transparency over `background`."""
-    if image.mode == "F" or image.mode.startswith("I"):
+    if _is_deep_grey(image):
         return _from_deep_grey(image)
     image = _to_srgb(image)
     if not image.has_transparency_data:
         return image.convert("RGB")
     canvas = Image.new("RGBA", image.size, (*background, 255))
     return Image.alpha_composite(canvas, image.convert("RGBA")).convert("RGB")
+
+
+def _is_deep_grey(image: Image.Image) -> bool:
+    return image.mode == "F" or image.mode.startswith("I")
 
 
 def _from_deep_grey(image: Image.Image) -> Image.Image:

@@ -22,7 +22,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from ldm.data.images import Box, Colour, Crop, crop_box, load_picture, resize_box
+from ldm.data.images import Box, Colour, Crop, Size, crop_box, load_picture, resize_box
 from ldm.errors import UserError
 from ldm.randomness import generator
 
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 FORMAT = 1  # raise it when the meaning of a cached file changes
 
 Progress = Callable[[int, int], None]
-Moments = tuple[torch.Tensor, torch.Tensor]  # mean and std, [V, C, h, w] each
+Moments = tuple[torch.Tensor, torch.Tensor]  # mean and std, of one shape
 
 
 @dataclass
@@ -44,6 +44,19 @@ class Latents:
     mean: torch.Tensor  # [N, V, C, h, w], float32, CPU
     std: torch.Tensor  # [N, V, C, h, w], float32, CPU, >= 0
     names: list[str]  # N file names
+    mask: torch.Tensor | None = None  # [N, V, 1, h, w], float32, CPU, 0..1: how much is subject
+
+    def __post_init__(self) -> None:
+        count, variants, _, *grid = self.mean.shape
+        if self.std.shape != self.mean.shape or len(self.names) != count:
+            raise ValueError(
+                f"{len(self.names)} names, mean {tuple(self.mean.shape)}, "
+                f"std {tuple(self.std.shape)} do not belong together"
+            )
+        if self.mask is not None and list(self.mask.shape) != [count, variants, 1, *grid]:
+            raise ValueError(
+                f"masks {tuple(self.mask.shape)} do not fit latents {tuple(self.mean.shape)}"
+            )
 
     def __len__(self) -> int:
         return len(self.names)
@@ -70,7 +83,7 @@ class Transform:
                 f"resolution and crops must be at least 1, got {self.resolution} and {self.crops}"
             )
 
-    def variants(self, size: tuple[int, int], digest: str) -> list[tuple[Box, bool]]:
+    def variants(self, size: Size, digest: str) -> list[tuple[Box, bool]]:
         """Crop box and mirror flag of each variant of a picture of `size` (width, height).
 
         Crops depend on the picture's content, so that adding a picture moves no other's.
@@ -139,11 +152,30 @@ def encode_pictures(
         done += 1
         report(done, len(pictures))
     complete = [found for found in moments if found is not None]  # all are by now
-    # Contiguous: the VAE answers in channels-last, a cached file does not, and memory order shows in
-    # the last bits of a convolution.
+    # Contiguous: the VAE answers in channels-last, a cached file does not, and memory order shows
+    # in the last bits of a convolution.
     mean = torch.stack([mean for mean, _ in complete]).contiguous()  # V C h w -> N V C h w
     std = torch.stack([std for _, std in complete]).contiguous()
     return Latents(mean, std, [picture.name for picture in pictures])
+
+
+@torch.no_grad()  # not inference_mode: the UNet's backward pass may keep what is made from these
+def encode_squares(vae: "AutoencoderKL", squares: torch.Tensor) -> Moments:
+    """[B, 3, R, R] in [-1, 1] -> mean and std, [B, C, h, w] each, scaled, float32 on the CPU.
+
+    In one forward pass, on the VAE's device and in its dtype; the result carries no gradient.
+    Scaling as in arXiv 2112.10752, appendix G (`scaling_factor`): the latents then have about unit
+    deviation. `shift_factor` is None in Stable Diffusion and there for later VAEs.
+    Raises UserError where the VAE overflows.
+    """
+    posterior = vae.encode(squares.to(vae.device, vae.dtype)).latent_dist
+    scale = float(vae.config.scaling_factor)
+    shift = float(getattr(vae.config, "shift_factor", None) or 0.0)
+    mean = (posterior.mean.float().cpu() - shift) * scale
+    std = posterior.std.float().cpu() * scale
+    if not (mean.isfinite().all() and std.isfinite().all()):
+        raise UserError(f"the VAE overflows in {vae.dtype}: encode with it in float32")
+    return mean, std
 
 
 def digest_of(path: Path) -> str:
@@ -165,7 +197,7 @@ class Store:
             folder.mkdir(parents=True, exist_ok=True)
 
     def read(self, key: str) -> Moments | None:
-        """Mean and std, or None where they are not there or damaged (which is logged)."""
+        """Mean and std, [V, C, h, w] each; None where they are missing or (logged) damaged."""
         path = self._path(key)
         if not path.exists():
             return None
@@ -230,7 +262,7 @@ def _encode(
     for start in range(0, len(todo), group):
         cuts = [_squares(*item, transform) for item in todo[start : start + group]]
         squares = torch.cat([squares for squares, _ in cuts])  # [sum of D, 3, R, R]
-        parts = [_moments(vae, part) for part in squares.split(batch)]
+        parts = [encode_squares(vae, part) for part in squares.split(batch)]
         sizes = [len(squares) for squares, _ in cuts]
         means = torch.cat([mean for mean, _ in parts]).split(sizes)
         stds = torch.cat([std for _, std in parts]).split(sizes)
@@ -248,20 +280,3 @@ def _squares(path: Path, digest: str, transform: Transform) -> tuple[torch.Tenso
     distinct = list(dict.fromkeys(variants))
     squares = torch.stack([resize_box(picture, box, side, flip) for box, flip in distinct])
     return squares, [distinct.index(variant) for variant in variants]
-
-
-@torch.no_grad()  # not inference_mode: the UNet's backward pass may keep what is made from these
-def _moments(vae: "AutoencoderKL", squares: torch.Tensor) -> Moments:
-    """[B, 3, R, R] in [-1, 1] -> mean and std, [B, C, h, w] each, scaled, float32 on the CPU.
-
-    Scaling as in arXiv 2112.10752, appendix G (`scaling_factor`): the latents then have about unit
-    deviation. `shift_factor` is None in Stable Diffusion and there for later VAEs.
-    """
-    posterior = vae.encode(squares.to(vae.device, vae.dtype)).latent_dist
-    scale = float(vae.config.scaling_factor)
-    shift = float(getattr(vae.config, "shift_factor", None) or 0.0)
-    mean = (posterior.mean.float().cpu() - shift) * scale
-    std = posterior.std.float().cpu() * scale
-    if not (mean.isfinite().all() and std.isfinite().all()):
-        raise UserError(f"the VAE overflows in {vae.dtype}: encode with it in float32")
-    return mean, std

@@ -20,6 +20,55 @@ def fill(template: str, identifier: str) -> str:
     return " ".join(template.replace(PLACEHOLDER, " ").split())
 
 
+def fill_all(template: str, identifiers: Sequence[str]) -> str:
+    """Put each subject's identifier in its place: `[V]` or `[V1]`, `[V2]`, `[V3]` ...
+
+    With one identifier this is `fill`. Raises UserError where the prompt names a subject that does
+    not exist; ValueError for no identifiers.
+    """
+    if not identifiers:
+        raise ValueError("at least one identifier, got none")
+    words = [identifier.strip() for identifier in identifiers]
+
+    def word(place: re.Match[str]) -> str:
+        number = int(place[1] or 1)
+        if not 1 <= number <= len(words):
+            last = PLACEHOLDER if len(words) == 1 else f"[V{len(words)}]"
+            raise UserError(
+                f"prompt {template!r}: there is no {place[0]}, the number of subjects is "
+                f"{len(words)}: write {last} at most, or add a subject to subjects"
+            )
+        return words[number - 1] or " "
+
+    filled = re.sub(r"\[V([0-9]*)\]", word, template)
+    return filled if all(words) else " ".join(filled.split())
+
+
+def exchange_noun(text: str, noun: str, other: str) -> str:
+    """The same prompt about another class: `noun` becomes `other`, and a/an before it follows.
+
+    Whole words only, in either case; `other` is put in as it is written, in the plural where the
+    noun stood in its regular one. Text without the noun comes back unchanged.
+
+    >>> exchange_noun("a drawing of a robot among robots", "robot", "elephant")
+    'a drawing of an elephant among elephants'
+    """
+    if not noun.strip():
+        return text
+    one, many = _words(noun), _words(_plural(noun))
+    pattern = rf"(?<!\w)(?:(an?)(\s+))?(?:({one})|{many})(?!\w)"
+
+    def exchanged(found: re.Match[str]) -> str:
+        article, gap, singular = found.groups()
+        word = other.strip() if singular else _plural(other)
+        if article is None:
+            return word
+        vowel = re.match(r"(?!eu|uni)[aeiou]|hour", word, re.IGNORECASE)  # as it is spoken
+        return f"{article[0]}{'n' if vowel else ''}{gap}{word}"
+
+    return re.sub(pattern, exchanged, text, flags=re.IGNORECASE)
+
+
 def names_subject(prompt: str, identifier: str) -> bool:
     """Whether `[V]`, or the identifier as a word of its own (in either case), is in the prompt."""
     return PLACEHOLDER in prompt or bool(identifier.strip() and _has_words(prompt, identifier))
@@ -69,5 +118,17 @@ def prompts_of(
 
 
 def _has_words(text: str, words: str) -> bool:
-    pattern = r"\s+".join(re.escape(word) for word in words.split())
-    return re.search(rf"(?<!\w){pattern}(?!\w)", text, re.IGNORECASE) is not None
+    return re.search(rf"(?<!\w){_words(words)}(?!\w)", text, re.IGNORECASE) is not None
+
+
+def _words(text: str) -> str:
+    """A pattern: these words, however far apart."""
+    return r"\s+".join(re.escape(word) for word in text.split())
+
+
+def _plural(noun: str) -> str:
+    """The regular plural of an English noun."""
+    noun = noun.strip()
+    if re.search(r"[^aeiou]y$", noun, re.IGNORECASE):
+        return f"{noun[:-1]}ies"
+    return noun + ("es" if re.search(r"(s|x|z|ch|sh)$", noun, re.IGNORECASE) else "s")

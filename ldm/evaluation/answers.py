@@ -31,7 +31,8 @@ def measure(
 
     images: pictures per subject prompt; class prompts get CLASS_FACTOR times as many. Seeds count
     from `seed`, the same for every model measured. references: pictures of the subject, held out
-    from training if there are any. sampling: `generate`'s keyword arguments.
+    from training if there are any; without any there is no similarity. sampling: `generate`'s
+    keyword arguments.
     """
     asked: list[Question] = []
     for question in oracle.questions(identifier, class_noun):
@@ -39,7 +40,7 @@ def measure(
     prompts = [question.prompt for question in asked]
     seeds = range(seed, seed + len(asked))
     pictures = list(generate(base, prompts, seeds, progress=progress, **sampling))
-    return scores(asked, oracle.read(pictures), oracle.read(references))
+    return scores(asked, oracle.read(pictures), oracle.read(references) if references else [])
 
 
 def scores(
@@ -49,8 +50,9 @@ def scores(
 
     "subject/setting": share of subject pictures with the setting that was asked for; likewise
     for every attribute asked. "subject/none": share of them that show nothing of the world.
-    "subject/similarity": mean cosine to the subject's own pictures. "class/diversity": mean
-    pairwise distance of the class pictures, which falls when everything looks like the subject.
+    "subject/similarity": mean cosine to the subject's own pictures, where there are any.
+    "class/diversity": mean pairwise distance of the class pictures, which falls when everything
+    looks like the subject.
     """
     right: dict[str, list[bool]] = defaultdict(list)
     embeddings: dict[str, list[np.ndarray]] = defaultdict(list)
@@ -61,13 +63,14 @@ def scores(
         right[f"{question.about}/none"].append(reading.none)
         embeddings[question.about].append(reading.embedding)
     result = {name: share(hits) for name, hits in sorted(right.items())}
-    own = np.stack([reading.embedding for reading in references])
-    if embeddings["subject"]:
+    own = np.stack([reading.embedding for reading in references]) if references else None
+    if embeddings["subject"] and own is not None:
         result["subject/similarity"] = similarity_to(np.stack(embeddings["subject"]), own)
     if len(embeddings["class"]) > 1:
         drawn = np.stack(embeddings["class"])
         result["class/diversity"] = spread(drawn)
-        result["class/similarity"] = similarity_to(drawn, own)
+        if own is not None:
+            result["class/similarity"] = similarity_to(drawn, own)
     return result
 
 

@@ -1,5 +1,6 @@
 """The base model: a Stable Diffusion in the diffusers folder layout, loaded strictly."""
 
+import copy
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -89,10 +90,10 @@ def load_base(
     the folder or hub id cannot be had, a part is missing or damaged, weights and configuration do
     not fit each other exactly, or the model is not a Stable Diffusion 1.x or 2.x.
     """
+    _quiet()
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextModel
 
-    _quiet()
     folder = find_folder(source, revision, variant)
     _check_kind(folder)
     check_parts(folder, variant)
@@ -113,6 +114,19 @@ def load_base(
     return base
 
 
+def frozen_copy(base: BaseModel) -> BaseModel:
+    """Return a copy of all five parts, in eval mode without gradients, that shares nothing.
+
+    To be taken before training changes `base`: exactly what is in memory is copied, for the files
+    on disk may be others by now. Another thread may use it, its tokenizer too (one that two
+    threads use at once fails with "Already borrowed").
+    """
+    made = copy.deepcopy(base)
+    for part in (made.text_encoder, made.unet, made.vae):
+        part.requires_grad_(False).eval()
+    return made
+
+
 def check_resolution(base: BaseModel, resolution: int, key: str = "data.resolution") -> None:
     """Raise UserError, naming `key`, unless VAE and UNet can work at this many pixels a side."""
     multiple = base.multiple
@@ -127,7 +141,9 @@ def check_resolution(base: BaseModel, resolution: int, key: str = "data.resoluti
 
 
 def _quiet() -> None:
-    """Switch off the libraries' own progress bars while loading (one per part)."""
+    """Switch off the libraries' own progress bars, and hints at what is not used here."""
+    # diffusers imports it where it is installed; it then asks for kernels of 4-bit inference.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     import diffusers.utils.logging
     import transformers.utils.logging
 

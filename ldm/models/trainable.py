@@ -1,4 +1,4 @@
-"""Which parts of the base are trained: UNet always, text encoder if asked, VAE never."""
+"""Which parts are trained: UNet always, text encoder or its embedding if asked, VAE never."""
 
 from collections.abc import Iterable
 
@@ -9,9 +9,11 @@ from ldm.models.base import BaseModel
 
 
 def prepare_training(
-    base: BaseModel, text_encoder: bool, gradient_checkpointing: bool
+    base: BaseModel, text_encoder: bool, gradient_checkpointing: bool, embedding: bool = False
 ) -> dict[str, nn.Module]:
     """Set modes and gradients of `base`'s parts in place; return the trained ones by name.
+
+    `embedding`: of a text encoder that is not trained, its token embedding is.
 
     Trained parts are float32 (mixed precision casts in the forward pass, the optimizer needs the
     full weights), in train mode, and recompute activations in the backward pass if
@@ -20,11 +22,14 @@ def prepare_training(
     for part in (base.vae, base.unet, base.text_encoder):
         part.requires_grad_(False).eval()
     trained: dict[str, nn.Module] = {"unet": base.unet}
-    if text_encoder:
+    if text_encoder or embedding:
         trained["text_encoder"] = base.text_encoder
     for module in trained.values():
         nn.Module.to(module, torch.float32)  # diffusers' own warns for nothing
         module.requires_grad_(True).train()
+    if embedding and not text_encoder:
+        base.text_encoder.requires_grad_(False)
+        base.text_encoder.get_input_embeddings().weight.requires_grad_(True)
     if gradient_checkpointing:
         base.unet.enable_gradient_checkpointing()
         if text_encoder:

@@ -1,7 +1,7 @@
-"""The forward process: noise levels, what the network is to predict at each, and loss weights.
+"""The forward process: noise levels, and what the network is to predict at each.
 
 Notation in the docstrings: `a` is alphas_cumprod at timestep t, x0 the clean latents, n the noise,
-xt = sqrt(a) x0 + sqrt(1 - a) n.
+xt = sqrt(a) x0 + sqrt(1 - a) n. Everything is computed in the latents' type, in float32 at least.
 """
 
 from typing import Literal, Protocol, get_args
@@ -21,12 +21,24 @@ class DiffusersScheduler(Protocol):
     config: dict
 
 
+def rescale_zero_terminal_snr(alphas_cumprod: Tensor) -> Tensor:
+    """Noise levels that end at SNR 0, [T] -> [T] float64 (arXiv 2305.08891, algorithm 1).
+
+    sqrt(a) is shifted so that its last value is 0, then scaled so that its first one is what it
+    was. Levels that end at 0 already stay as they are.
+    """
+    signal = alphas_cumprod.double().sqrt()
+    first, last = signal[0], signal[-1]
+    return ((signal - last) * first / (first - last)).square()
+
+
 class NoiseSchedule(nn.Module):
     """Noise levels of a discrete diffusion model and everything that follows from them.
 
-    alphas_cumprod: [T], falling, in [0, 1]. Kept in float32 as a buffer that moves with the module
-    it belongs to and is not part of any state dict. prediction_type: "epsilon" | "v_prediction".
-    Every `t` below is an integer tensor [B] in [0, T). Raises UserError for anything else.
+    alphas_cumprod: [T], falling, in [0, 1]. Kept in float32 (what diffusers has, and what every
+    device has) as a buffer that moves with the module it belongs to and is not part of any state
+    dict. prediction_type: "epsilon" | "v_prediction". Every `t` below is an integer tensor [B] in
+    [0, T). Raises UserError for anything else.
     """
 
     alphas_cumprod: Tensor
@@ -54,13 +66,32 @@ class NoiseSchedule(nn.Module):
             )
         return cls(scheduler.alphas_cumprod, scheduler.config.get("prediction_type", "epsilon"))
 
+    def zero_terminal(self) -> "NoiseSchedule":
+        """The same schedule rescaled to end at SNR 0 (see `rescale_zero_terminal_snr`).
+
+        UserError for an epsilon model: at SNR 0 its input is its target, so that the last timestep
+        teaches nothing about the picture (arXiv 2305.08891, section 3.3).
+        """
+        if self.prediction_type == "epsilon":
+            raise UserError(
+                "objective.zero_terminal_snr=true: the base model predicts epsilon, and at SNR 0 "
+                "noise tells it nothing about the picture; use a base with v_prediction, or set "
+                "objective.zero_terminal_snr=false (objective.noise_offset=0.1 also teaches very "
+                "dark and very bright pictures)"
+            )
+        return type(self)(rescale_zero_terminal_snr(self.alphas_cumprod), self.prediction_type)
+
     def __len__(self) -> int:
         """Number of timesteps T."""
         return self.alphas_cumprod.shape[0]
 
+    def alpha(self, t: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """a at t, [B] -> [B], in `dtype` but in float32 at least."""
+        return self.alphas_cumprod[t].to(torch.promote_types(dtype, torch.float32))
+
     def _at(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """sqrt(a) and sqrt(1 - a) at t, [B] -> two of [B, 1, 1, ...] to multiply `like` with."""
-        alpha = self.alphas_cumprod[t].reshape(-1, *[1] * (like.ndim - 1))
+        alpha = self.alpha(t, like.dtype).reshape(-1, *[1] * (like.ndim - 1))
         return alpha.sqrt(), (1 - alpha).sqrt()
 
     def add_noise(self, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
@@ -90,20 +121,12 @@ class NoiseSchedule(nn.Module):
             return (noisy - sigma * prediction) / signal
         return signal * noisy - sigma * prediction
 
-    def snr(self, t: Tensor) -> Tensor:
+    def snr(self, t: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Signal-to-noise ratio a / (1 - a), [B] -> [B] (arXiv 2303.09556, section 3.1)."""
-        alpha = self.alphas_cumprod[t]
+        alpha = self.alpha(t, dtype)
         return alpha / (1 - alpha)
 
-    def weight(self, t: Tensor, min_snr_gamma: float | None = None) -> Tensor:
-        """Loss weight of each sample, [B] -> [B]; ones without `min_snr_gamma` (> 0; 5 is usual).
-
-        Min-SNR-gamma, arXiv 2303.09556, section 3.4: epsilon min(SNR, gamma) / SNR;
-        v min(SNR, gamma) / (SNR + 1). At SNR 0 the former is 1, its limit.
-        """
-        snr = self.snr(t)
-        if min_snr_gamma is None:
-            return torch.ones_like(snr)
-        if self.prediction_type == "epsilon":
-            return (min_snr_gamma / snr).clamp(max=1)
-        return snr.clamp(max=min_snr_gamma) / (snr + 1)
+    def sigma(self, t: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Noise per signal sqrt((1 - a) / a) = 1 / sqrt(SNR), [B] -> [B]; infinite at SNR 0."""
+        alpha = self.alpha(t, dtype)
+        return ((1 - alpha) / alpha).sqrt()

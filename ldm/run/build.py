@@ -1,40 +1,54 @@
 """A configuration becomes the module, the data, the callbacks and the Trainer."""
 
+import copy
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
 from PIL import Image
-from pytorch_lightning.loggers import Logger, TensorBoardLogger
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities.exceptions import MisconfigurationException  # type: ignore[attr-defined]
 from torch import nn
 
 from ldm.checkpoint import ResumePoint
-from ldm.config import Config
+from ldm.config import Config, instantiate
 from ldm.data.dataset import check_divisible
 from ldm.errors import UserError
 from ldm.models.attention import choose_attention
 from ldm.models.base import BaseModel
+from ldm.models.ema import WeightAverage
+from ldm.models.frozen import FrozenPrediction
 from ldm.models.trainable import prepare_training
-from ldm.objective import NoiseSchedule
+from ldm.objective import NoiseSchedule, Objective, ObjectiveSettings
 from ldm.run.data import RunData
+from ldm.run.folder import is_first_process, read_facts
+from ldm.run.loggers import build_loggers
 from ldm.run.prepare import Prepared
-from ldm.run.settings import filled, grid_seeds, grid_settings, sampling_settings
+from ldm.run.settings import as_trained, filled, grid_seeds, grid_settings, sampling_settings
+from ldm.run.subjects import identifiers_of
+from ldm.run.trouble import out_of_memory_message
 from ldm.sampling.generate import generate
 from ldm.sampling.grid import labelled_grid
 from ldm.training import (
+    Average,
     DreamBoothModule,
     Interrupt,
     Interrupted,
     Metrics,
     OptimizerSettings,
+    Phases,
     ResumeState,
     SampleGrid,
     Snapshots,
     TrainingProgress,
+    annealed,
+    hints,
+    make_optimizer,
     make_trainer,
 )
 
@@ -45,6 +59,8 @@ log = logging.getLogger(__name__)
 class Job:
     """All that `trainer.fit` needs."""
 
+    config: Config
+    ready: Prepared
     trainer: pl.Trainer
     module: DreamBoothModule
     data: RunData
@@ -53,7 +69,11 @@ class Job:
     start: ResumePoint | None  # what to go on from
 
     def fit(self) -> bool:
-        """Train. False where the user stopped it before its end."""
+        """Train. False where the user stopped it before its end, with all that it had learnt saved.
+
+        UserError: training had to stop, or the user's stop could not be saved; the message says
+        what is lost and how to go on.
+        """
         path = self.start.path if self.start else None
         try:
             with self.interrupt.listening():
@@ -61,44 +81,89 @@ class Job:
                     self.module, datamodule=self.data, ckpt_path=path, weights_only=True
                 )
         except Interrupted:
-            run = self.resume_state.run
-            log.warning("stopped before training; go on with: python main.py --resume %s", run)
+            state = self.resume_state
+            if state.failure:
+                raise state.failure from None
+            if state.stopped_at is None and self.trainer.is_global_zero:
+                said = "stopped before training; go on with: python main.py --resume %s"
+                log.warning(said, state.run)
             return False
+        except torch.OutOfMemoryError as error:
+            message = out_of_memory_message(self.config, self.ready, error)
+            raise UserError(message) from error
+        self.module.let_optimizer("eval")  # here: Lightning's hooks pass over a finished run
+        if self.module.guard.hopeless:
+            raise UserError(self.module.guard.hopeless)
         return self.resume_state.stopped_at is None
 
 
 def build_job(config: Config, ready: Prepared, run: Path, start: ResumePoint | None = None) -> Job:
     """Put everything together; nothing is written.
 
-    UserError: no such device or strategy, or a batch that these devices cannot share equally.
+    UserError: no such device or strategy, a batch that these devices cannot share equally, an
+    objective that this base cannot be trained with.
     """
     modules = prepare_training(
-        ready.base, config.model.train_text_encoder, config.model.gradient_checkpointing
+        ready.base,
+        config.model.train_text_encoder,
+        config.model.gradient_checkpointing,
+        embedding=config.training.pivotal > 0,
     )
-    interrupt, metrics = Interrupt(), Metrics(run)
+    first_steps = read_facts(run).get("steps") if start else None
+    module = build_module(config, ready, modules, first_steps or config.training.steps)
+    interrupt = Interrupt()
     resume_state = ResumeState(run, config.training.save_every, interrupt)
-    grid = grid_settings(config, ready.base, ready.resolution, run)
-    callbacks = [
-        interrupt,
-        metrics,
-        TrainingProgress(metrics),
-        SampleGrid(run, config.samples.every, grid_drawer(config, ready), grid),
-        Snapshots(run, modules, asdict(config), config.snapshots.every, config.snapshots.keep),
-        resume_state,
-    ]
+    callbacks = build_callbacks(config, ready, run, modules, interrupt, resume_state)
     loggers = build_loggers(config, run, start.step if start else None)
     trainer = build_trainer(config, run, callbacks, loggers)
+    if module.phases.change and isinstance(trainer.strategy, DDPStrategy):
+        trainer.strategy._ddp_kwargs["find_unused_parameters"] = True
     check_shares(config, trainer.world_size)
     tokens = (ready.resolution // ready.base.latent_factor) ** 2
-    choose_attention(ready.base.unet, trainer.strategy.root_device, tokens)
+    for networks in filter(None, (ready.base, ready.frozen)):
+        choose_attention(networks.unet, trainer.strategy.root_device, tokens)
     return Job(
+        config=config,
+        ready=ready,
         trainer=trainer,
-        module=build_module(config, ready.base, modules),
+        module=module,
         data=RunData(config, ready, interrupt),
         interrupt=interrupt,
         resume_state=resume_state,
         start=start,
     )
+
+
+def build_callbacks(
+    config: Config,
+    ready: Prepared,
+    run: Path,
+    modules: dict[str, nn.Module],
+    interrupt: Interrupt,
+    resume_state: ResumeState,
+) -> list[pl.Callback]:
+    """In the order that they have to stand in."""
+    metrics, ema = Metrics(run), config.ema
+    average = None
+    if ema.schedule != "none":
+        average = WeightAverage(modules, ema.schedule, ema.decay, ema.power)
+    grid = grid_settings(config, ready.base, ready.resolution, run)
+    return [
+        interrupt,
+        metrics,
+        TrainingProgress(metrics),
+        *([Average(average)] if average else []),
+        SampleGrid(run, config.samples.every, grid_drawer(config, ready), grid),
+        Snapshots(
+            run,
+            modules,
+            asdict(config),
+            config.snapshots.every,
+            config.snapshots.keep,
+            ema=average.state_dict if average else None,
+        ),
+        resume_state,
+    ]
 
 
 def check_shares(config: Config, processes: int) -> None:
@@ -110,29 +175,76 @@ def check_shares(config: Config, processes: int) -> None:
 
 
 def build_module(
-    config: Config, base: BaseModel, modules: dict[str, nn.Module]
+    config: Config, ready: Prepared, modules: dict[str, nn.Module], first_steps: int
 ) -> DreamBoothModule:
-    training = config.training
-    first, second = training.betas
-    optimizer = OptimizerSettings(
-        learning_rate=training.learning_rate,
-        steps=training.steps,
-        text_encoder_learning_rate=training.text_encoder_learning_rate,
-        betas=(first, second),
-        weight_decay=training.weight_decay,
-        warmup=training.warmup,
-        schedule=training.schedule,
-    )
+    """The training module. UserError: an objective or optimizer that cannot be.
+
+    first_steps: that the run was started with, whose shares the phases are: raising training.steps
+    later must not bring a phase back that is over.
+    """
+    base, training, prior = ready.base, config.training, config.prior
+    settings = asdict(config.objective)
+    del settings["caption_dropout"]  # the data's
+    schedule = NoiseSchedule.from_scheduler(base.scheduler)
+    teacher = None
+    if prior and prior.target == "base":
+        assert ready.frozen is not None, "prepare makes it"
+        own = copy.deepcopy(ready.frozen.tokenizer)  # a thread may use the other
+        teacher = FrozenPrediction(replace(ready.frozen, tokenizer=own))
+    weights = (prior.weight, prior.weight_end) if prior else (0.0, None)
+    phases = phases_of(config, base, first_steps)
+    optimizer = optimizer_settings(config)
+    for hint in hints(optimizer, phases) if is_first_process() else ():
+        log.warning("%s", hint)
     return DreamBoothModule(
         modules,
         base.tokenizer,
         base.text_encoder,
-        NoiseSchedule.from_scheduler(base.scheduler),
+        Objective(schedule, ObjectiveSettings(**settings)),
         optimizer,
-        prior_weight=config.prior.weight if config.prior else 0.0,
-        min_snr_gamma=training.min_snr_gamma,
+        phases=phases,
+        prior_weight=lambda step: annealed(*weights, step, training.steps),
+        teacher=teacher,
         seed=config.seed,
     )
+
+
+def phases_of(config: Config, base: BaseModel, first_steps: int) -> Phases:
+    """Which parts are trained when."""
+    training = config.training
+    stop = training.text_encoder_stop
+    if training.pivotal and not config.model.train_text_encoder:
+        stop = 0.0  # its embedding alone, before all else
+    tokens = identifier_tokens(config, base)
+    return Phases.of_shares(first_steps, training.pivotal, stop, tokens)
+
+
+def optimizer_settings(config: Config) -> OptimizerSettings:
+    """UserError, naming the keys, where the optimizer does not take its arguments."""
+    training = config.training
+    name = training.optimizer
+    settings = OptimizerSettings(
+        learning_rate=training.learning_rate,
+        steps=training.steps,
+        text_encoder_learning_rate=training.text_encoder_learning_rate,
+        pivotal_learning_rate=training.pivotal_learning_rate,
+        betas=(training.betas[0], training.betas[1]) if training.betas else None,
+        weight_decay=training.weight_decay,
+        warmup=training.warmup,
+        schedule=training.schedule,
+        optimizer=name,
+        arguments=training.optimizer_arguments,
+        custom=partial(instantiate, name) if ":" in name else None,
+    )
+    make_optimizer([{"params": [nn.Parameter(torch.zeros(2, 2))]}], settings)  # before any work
+    return settings
+
+
+def identifier_tokens(config: Config, base: BaseModel) -> list[int]:
+    """Ids of the tokens that name the subjects."""
+    words = identifiers_of(config)
+    ids = [base.tokenizer(word, add_special_tokens=False).input_ids for word in words]
+    return sorted({token for tokens in ids for token in tokens})
 
 
 def build_trainer(
@@ -167,29 +279,6 @@ def build_trainer(
         ) from error
 
 
-def build_loggers(config: Config, run: Path, start: int | None) -> list[Logger]:
-    """TensorBoard and perhaps W&B; curves after step `start` (None: a new run) are drawn anew."""
-    purge = None if start is None else start + 1
-    loggers: list[Logger] = [
-        TensorBoardLogger(
-            run.parent, name=run.name, version="", default_hp_metric=False, purge_step=purge
-        )
-    ]
-    if config.logger.wandb:
-        from pytorch_lightning.loggers import WandbLogger
-
-        loggers.append(
-            WandbLogger(
-                name=run.name,
-                project=config.logger.project,
-                save_dir=run,
-                offline=config.logger.offline,
-                config=asdict(config),
-            )
-        )
-    return loggers
-
-
 def grid_drawer(config: Config, ready: Prepared) -> Callable[[torch.device], Image.Image]:
     """A function that draws the sample grid with the networks as they then are: a row a prompt."""
     labels, seeds = filled(config, config.samples.prompts), grid_seeds(config)
@@ -198,7 +287,7 @@ def grid_drawer(config: Config, ready: Prepared) -> Callable[[torch.device], Ima
     def draw(device: torch.device) -> Image.Image:
         pictures = list(
             generate(
-                ready.base.to(device),
+                as_trained(config, ready.base.to(device)),
                 [prompt for prompt in labels for _ in seeds],
                 seeds * len(labels),
                 **settings,

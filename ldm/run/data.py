@@ -1,5 +1,7 @@
 """From pictures to the stream of training batches, in every process."""
 
+import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +10,25 @@ import torch
 from PIL import ImageColor
 from torch.utils.data import DataLoader
 
-from ldm.config import Config
-from ldm.data.dataset import TrainingSet
-from ldm.data.latents import Latents, encode_pictures
+from ldm.config import Config, Prior
+from ldm.data.dataset import Pictures, Source, TrainingSet
+from ldm.data.latents import Latents, Transform, encode_pictures
+from ldm.data.masks import with_masks
+from ldm.models.base import BaseModel
 from ldm.run.plan import prior_folder
 from ldm.run.prepare import Prepared
-from ldm.run.progress import counted
-from ldm.sampling.prior import class_images, make_class_images
+from ldm.run.progress import counted, logged
+from ldm.run.subjects import class_prompts
+from ldm.sampling.live import LiveClassImages, Ring
+from ldm.sampling.prior import (
+    ClassImageMaker,
+    class_image_settings,
+    class_images,
+    make_class_images,
+)
 from ldm.training import Interrupt
+
+CLASS_PICTURE = "class_picture"  # the purpose of the draws that choose one
 
 
 class RunData(pl.LightningDataModule):
@@ -28,29 +41,38 @@ class RunData(pl.LightningDataModule):
     def __init__(self, config: Config, ready: Prepared, interrupt: Interrupt) -> None:
         super().__init__()
         self.config, self.ready, self.interrupt = config, ready, interrupt
-        self.instance: Latents | None = None
-        self.prior: Latents | None = None
+        self.subjects: list[Source] = []
+        self.classes: list[Source] = []
 
     def setup(self, stage: str) -> None:
         """Make the missing class images and encode every picture.
 
         UserError: disk not writable. Interrupted: the user asked to stop; what is made stays.
         """
-        device = self._trainer.strategy.root_device
-        pictures = self._class_pictures(device)
-        self.instance = self._encoded(self.ready.pictures, device, "pictures encoded")
-        if pictures:
-            self.prior = self._encoded(pictures, device, "class images encoded")
+        prior, device = self.config.prior, self._trainer.strategy.root_device
+        self.classes = []
+        if prior and prior.images == "cached":
+            self.classes = self._cached_classes(prior, device)
+        self.subjects = self._subjects(device)  # with prior.images=subject they are classes too
+        if prior and prior.images == "live":
+            self.classes = self._live_classes(prior, device)
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Stop making class images: the state is saved next, and that wants the device."""
+        self.teardown("fit")
+
+    def teardown(self, stage: str) -> None:
+        """Stop making class images."""
+        for source in self.classes:
+            if isinstance(source, LiveClassImages):
+                source.close()
 
     def train_dataloader(self) -> DataLoader:
         """The stream from the step that the run is at."""
         config, prior, trainer = self.config, self.config.prior, self._trainer
-        assert self.instance is not None
         stream = TrainingSet(
-            self.instance,
-            self.ready.prompts,
-            self.prior,
-            prior.prompt if prior else "",
+            self.subjects,
+            self.classes,
             batch=config.training.batch,
             prior_batch=prior.batch if prior else 0,
             accumulate=config.training.accumulate,
@@ -58,6 +80,7 @@ class RunData(pl.LightningDataModule):
             start_step=trainer.global_step,
             rank=trainer.global_rank,
             world=trainer.world_size,
+            caption_dropout=config.objective.caption_dropout,
         )
         return DataLoader(stream, batch_size=None)
 
@@ -66,45 +89,94 @@ class RunData(pl.LightningDataModule):
         assert self.trainer is not None, "the Trainer sets this"
         return self.trainer
 
-    def _class_pictures(self, device: torch.device) -> list[Path]:
-        prior, ready, trainer = self.config.prior, self.ready, self._trainer
-        if prior is None or prior.folder:
-            return ready.own_class_pictures
+    def _subjects(self, device: torch.device) -> list[Source]:
+        """One source per subject; where they stand for their classes too, those as well."""
+        sources: list[Source] = []
+        prior = self.config.prior
+        for number, subject in enumerate(self.ready.subjects):
+            latents = self._encoded(subject.pictures, device, "pictures encoded")
+            if prior and prior.images == "subject":
+                prompts = [[subject.class_prompt]] * len(latents)
+                self.classes.append(
+                    Pictures(latents, prompts, purpose=CLASS_PICTURE, number=number)
+                )
+            if self.config.objective.mask_outside is not None:
+                latents = with_masks(latents, subject.pictures, self._transform())
+            sources.append(Pictures(latents, subject.prompts, weight=subject.weight, number=number))
+        return sources
+
+    def _cached_classes(self, prior: Prior, device: torch.device) -> list[Source]:
+        """One source per class, of class images on disk, made where they are missing."""
+        sources: list[Source] = []
+        for number, prompt in enumerate(class_prompts(self.ready.subjects)):
+            pictures = self.ready.own_class_pictures or self._made(prior, prompt, device)
+            latents = self._encoded(pictures, device, "class images encoded")
+            prompts = [[prompt]] * len(latents)
+            sources.append(Pictures(latents, prompts, purpose=CLASS_PICTURE, number=number))
+        return sources
+
+    def _live_classes(self, prior: Prior, device: torch.device) -> list[Source]:
+        """One source per class, of class images that are made while training."""
+        frozen, trainer = self.ready.frozen, self._trainer
+        assert frozen is not None, "prepare makes it"
+        base = frozen.to(device)
+        return [
+            LiveClassImages(
+                # A tokenizer serves one thread only.
+                self._maker(replace(base, tokenizer=copy.deepcopy(base.tokenizer)), prior, prompt),
+                Ring(prior.count, prior.uses),
+                mirror=self.config.data.mirror,
+                rank=trainer.global_rank,
+                world=trainer.world_size,
+                exchange=lambda owner, payload: trainer.strategy.broadcast(payload, src=owner),
+                check=self.interrupt.check,
+                report=logged(f"class images of {prompt!r} made"),
+            )
+            for prompt in class_prompts(self.ready.subjects)
+        ]
+
+    def _maker(self, base: BaseModel, prior: Prior, prompt: str) -> ClassImageMaker:
+        size = self.ready.resolution
+        settings = class_image_settings(prior.seed, prior.scale, prior.steps, prior.sampler, size)
+        return ClassImageMaker(base, prompt, settings, prior.sampling_batch)
+
+    def _made(self, prior: Prior, prompt: str, device: torch.device) -> list[Path]:
+        ready, trainer = self.ready, self._trainer
         with counted("class images made", self.interrupt.check) as report:
             make_class_images(
-                ready.base.to(device),
-                prior.prompt,
+                self._maker(ready.base.to(device), prior, prompt),
                 prior.count,
                 prior.root,
-                seed=prior.seed,
-                batch=prior.sampling_batch,
-                scale=prior.scale,
-                steps=prior.steps,
-                sampler=prior.sampler,
-                resolution=ready.resolution,
                 rank=trainer.global_rank,
                 world=trainer.world_size,
                 progress=report,
             )
         trainer.strategy.barrier("class images")
         # No more than were asked for: another run may have made more, before this one resumed.
-        return class_images(prior_folder(self.config, ready), ready.resolution)[: prior.count]
+        folder = prior_folder(self.config, ready, prompt)
+        return class_images(folder, ready.resolution)[: prior.count]
+
+    def _transform(self) -> Transform:
+        data = self.config.data
+        red, green, blue = ImageColor.getrgb(self.config.subject.background)[:3]
+        return Transform(
+            self.ready.resolution,
+            data.crop,
+            data.crops,
+            data.mirror,
+            (red, green, blue),
+            self.config.seed,
+        )
 
     def _encoded(self, pictures: list[Path], device: torch.device, title: str) -> Latents:
-        data, base = self.config.data, self.ready.base
-        red, green, blue = ImageColor.getrgb(self.config.subject.background)[:3]
+        cache, base = self.config.data.cache, self.ready.base
         with counted(title, self.interrupt.check) as report:
             return encode_pictures(
                 base.vae,
                 base.vae_fingerprint,
                 pictures,
-                self.ready.resolution,
-                crop=data.crop,
-                crops=data.crops,
-                mirror=data.mirror,
-                background=(red, green, blue),
-                seed=self.config.seed,
-                cache=Path(data.cache) if data.cache else None,
+                **vars(self._transform()),
+                cache=Path(cache) if cache else None,
                 device=device,
                 progress=report,
             )

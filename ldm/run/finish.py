@@ -12,15 +12,16 @@ from rich.table import Table
 
 from ldm.checkpoint.files import explain_disk_errors, write_json
 from ldm.config import Config
-from ldm.data.images import load_picture
+from ldm.errors import UserError
 from ldm.evaluation.answers import ceiling, measure
 from ldm.evaluation.metrics import Score
 from ldm.models.base import BaseModel, load_base
 from ldm.run.build import Job
 from ldm.run.prepare import Prepared
 from ldm.run.progress import counted
-from ldm.run.settings import grid_settings, sampling_settings
-from ldm.run.sheet import result_sheet
+from ldm.run.settings import as_trained, grid_settings, sampling_settings
+from ldm.run.sheet import readable, result_sheet
+from ldm.run.trouble import out_of_memory_message
 from ldm.training import Interrupted
 from ldm.training.samples import save_picture
 
@@ -30,19 +31,29 @@ log = logging.getLogger(__name__)
 def conclude(config: Config, run: Path, ready: Prepared, job: Job) -> bool:
     """Write sheet and numbers of the last step. False where the user stopped it before its end.
 
-    UserError: disk not writable.
+    Nothing here can cost the run, which is saved. A sheet that cannot be made is warned of.
+    UserError where the numbers could not be had for a reason that the user can mend; any other
+    error says, too, how to measure again.
     """
     step, device = job.trainer.global_step, job.trainer.strategy.root_device
+    again = (
+        "training is complete and saved, its numbers are not there; "
+        f"measure again: python main.py --resume {run}"
+    )
     try:
         with job.interrupt.listening():
-            write_sheet(config, run, ready, step)
+            try_sheet(config, run, ready, step)
             evaluate(config, run, ready, device, step, job.interrupt.check)
     except Interrupted:
-        log.warning(
-            "training is complete, its numbers are not; measure again: python main.py --resume %s",
-            run,
-        )
+        log.warning("%s", again)
         return False
+    except torch.OutOfMemoryError as error:
+        raise UserError(f"{out_of_memory_message(config, ready, error)}\n{again}") from error
+    except UserError as error:
+        raise UserError(f"{error}\n{again}") from error
+    except Exception as error:
+        error.add_note(again)
+        raise
     return True
 
 
@@ -62,8 +73,8 @@ def evaluate(
     if config.evaluation is None or ready.oracle is None:
         return None
     check()
-    trained, model, oracle = ready.base.to(device), config.model, ready.oracle
-    pictures = [load_picture(path) for path in ready.heldout or ready.pictures]
+    trained, model, oracle = as_trained(config, ready.base.to(device)), config.model, ready.oracle
+    pictures = readable(ready.heldout or ready.pictures)
     untouched = load_base(model.base, revision=model.revision, variant=model.variant)
     untouched.to(device, trained.unet.dtype)
 
@@ -74,7 +85,7 @@ def evaluate(
     result: dict[str, Any] = {
         "base": measured(untouched, "untouched base measured"),
         "snapshots": {str(step): measured(trained, "trained measured")},
-        "ceiling": {"subject/similarity": ceiling(oracle.read(pictures))},
+        "ceiling": {"subject/similarity": ceiling(oracle.read(pictures))} if pictures else {},
         "chosen": step,
         "reasons": ["the last step; snapshots are not compared yet"],
         "seed": config.evaluation.seed,
@@ -126,6 +137,14 @@ def _cell(metric: str, score: Score) -> str:
         return f"{score['value']:.2f} ({score['low']:.2f}-{score['high']:.2f})"
     low, high = 100 * score["low"], 100 * score["high"]
     return f"{100 * score['value']:.0f} % ({low:.0f}-{high:.0f}, n {score['n']})"
+
+
+def try_sheet(config: Config, run: Path, ready: Prepared, step: int) -> None:
+    """As `write_sheet`, but a failure is no more than a warning."""
+    try:
+        write_sheet(config, run, ready, step)
+    except Exception as error:
+        log.warning("no %s: %s", run / "sheet.png", error)
 
 
 def write_sheet(config: Config, run: Path, ready: Prepared, step: int) -> None:

@@ -1,18 +1,24 @@
-"""The run folder: its name, its config.yaml and run.json."""
+"""The run folder: its name, its config.yaml and run.json, and that only one process uses it."""
 
+import contextlib
 import os
 import platform
 import shlex
 import sys
 import tempfile
+from collections.abc import Iterator
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ldm.config import Config, load_config, to_yaml
 from ldm.errors import UserError
 
+if TYPE_CHECKING:
+    from ldm.run.prepare import Prepared
+
+LOCK = ".lock"
 PACKAGES = (
     "torch",
     "pytorch-lightning",
@@ -31,7 +37,16 @@ def is_first_process() -> bool:
 
 
 def new_run(config: Config, now: datetime) -> Path:
-    """logs/2026-01-31T10-20-30_robot, not made yet. UserError if it exists."""
+    """logs/2026-01-31T10-20-30_robot, not made yet. UserError if it exists.
+
+    A process that the first one started is told its run folder. One that torchrun or SLURM started
+    computes a name from its own clock, which stands in messages alone: only the first one writes.
+    """
+    if not is_first_process():
+        from ldm.training.ranks import RUN
+
+        if told := os.environ.get(RUN):
+            return Path(told)
     name = config.name or "-".join(config.subject.class_noun.split())
     run = Path(config.logs) / f"{now:%Y-%m-%dT%H-%M-%S}_{name}"
     if run.exists() and is_first_process():
@@ -77,29 +92,80 @@ def create_run(run: Path, config: Config, facts: dict[str, Any]) -> None:
         ) from error
 
 
+@contextlib.contextmanager
+def claimed(run: Path) -> Iterator[None]:
+    """Inside, this run has its folder for itself; the system lets go of it when the process dies.
+
+    Only the process that writes holds it, so the other ones of the same run pass. UserError where
+    another run holds it.
+    """
+    import filelock
+
+    if not is_first_process():
+        yield
+        return
+    lock = filelock.FileLock(run / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise UserError(
+            f"another process is training in {run}; wait for its end or stop it (Ctrl-C saves), "
+            "or start a run of its own with --base instead of --resume"
+        ) from error
+    except OSError as error:
+        raise UserError(
+            f"run folder {run} cannot be written ({error.strerror}); mend that, or start a new run"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def write_config(run: Path, config: Config) -> None:
     """Write config.yaml, beside its place first, so that an interrupted write loses nothing."""
-    staged = run / ".config.yaml.staging"
-    staged.write_text(
-        "# The whole configuration of this run; it is repeated by\n"
-        f"#     python main.py --base {(run / 'config.yaml').as_posix()}\n" + to_yaml(config),
-        encoding="utf-8",
-    )
-    staged.replace(run / "config.yaml")
+    from ldm.checkpoint.files import flush, staging
+
+    with staging(run / "config.yaml") as staged:
+        staged.write_text(
+            "# The whole configuration of this run; it is repeated by\n"
+            f"#     python main.py --base {(run / 'config.yaml').as_posix()}\n" + to_yaml(config),
+            encoding="utf-8",
+        )
+        flush(staged)
 
 
-def run_facts(config: Config, source: str, fingerprint: str, pictures: dict[str, str]) -> dict:
-    """The content of run.json; `pictures` are name -> sha256."""
+def run_facts(config: Config, ready: "Prepared") -> dict[str, Any]:
+    """The content of run.json: what the configuration names but does not hold, and who made it."""
     return {
-        "base": source,
-        "base_fingerprint": fingerprint,
-        "pictures": pictures,
+        "base": ready.base.source,
+        "base_fingerprint": ready.base.fingerprint,
+        **_input_facts(config, ready),
         "identifier": config.subject.identifier,
         "class_noun": config.subject.class_noun,
         "seed": config.seed,
+        "steps": config.training.steps,  # raised later or not, shares of the steps are of these
         "versions": {"python": platform.python_version()}
         | {name: metadata.version(name) for name in PACKAGES},
         "command": shlex.join(["python", *sys.argv]),
+    }
+
+
+def _input_facts(config: Config, ready: "Prepared") -> dict[str, dict[str, Any]]:
+    """sha256 of each picture, mask and class picture of your own; each picture's prompts."""
+    from ldm.data.latents import digest_of
+    from ldm.data.masks import mask_beside
+
+    pictures = [picture for subject in ready.subjects for picture in subject.pictures]
+    prompts = [several for subject in ready.subjects for several in subject.prompts]
+    names = ready.digests.keys()  # in the order of the pictures
+    masks = {name: mask_beside(path) for name, path in zip(names, pictures, strict=True)}
+    masked = config.objective.mask_outside is not None
+    return {
+        "pictures": ready.digests,
+        "prompts": dict(zip(names, prompts, strict=True)),
+        "masks": {name: digest_of(mask) for name, mask in masks.items() if mask and masked},
+        "class_pictures": {path.name: digest_of(path) for path in ready.own_class_pictures},
     }
 
 
@@ -109,7 +175,7 @@ def read_config(run: Path) -> Config:
         raise UserError(f"run folder {run} does not exist; give one from logs/")
     file = run / "config.yaml"
     if not file.is_file():
-        raise UserError(f"{run} is no run folder: it has no config.yaml")
+        raise UserError(f"{run} is no run folder: it has no config.yaml; give one from logs/")
     return load_config([file], [])
 
 

@@ -80,13 +80,32 @@ def _numel(output: Any) -> int:
     return first.numel() if isinstance(first, torch.Tensor) else 0
 
 
-def training_bytes(trained: int, frozen: int, activations: int, precision: str) -> int:
+# Bytes that an optimizer keeps for each trained parameter; Adafactor's rows and columns are few.
+OPTIMIZER_BYTES = {
+    "adamw": 8,
+    "adamw_8bit": 2,
+    "adafactor": 0,
+    "prodigy": 16,
+    "schedule_free_adamw": 8,
+    "lion": 4,
+}
+
+
+def optimizer_bytes(optimizer: str) -> int:
+    """Bytes per trained parameter that an optimizer keeps; an unknown one is taken for Adam."""
+    return OPTIMIZER_BYTES.get(optimizer, 8)
+
+
+def training_bytes(
+    trained: int, frozen: int, activations: int, precision: str, optimizer: int = 8
+) -> int:
     """Memory of a training step.
 
-    trained, frozen: parameters, float32; a trained one also has a gradient and AdamW's two moments
-    (16 bytes in all). activations: elements kept in one forward pass of the whole micro-batch.
+    trained, frozen: parameters, float32; a trained one also has a gradient and what the optimizer
+    keeps (`optimizer` bytes). activations: elements kept in one forward pass of the whole
+    micro-batch.
     """
     autocast = precision != "fp32"
     casts = 2 * trained if autocast else 0  # half-precision copies of the weights
-    tensors = 16 * trained + 4 * frozen + casts + activations * (2 if autocast else 4)
-    return LIBRARIES + tensors
+    tensors = (8 + optimizer) * trained + 4 * frozen + casts
+    return LIBRARIES + tensors + activations * (2 if autocast else 4)

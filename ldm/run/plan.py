@@ -8,28 +8,29 @@ from ldm.models.base import BaseModel
 from ldm.models.text import tokens_of
 from ldm.models.trainable import count_parameters
 from ldm.run.folder import existing_parent
-from ldm.run.memory import GIB, MIB, training_bytes, unet_activations
-from ldm.run.prepare import Prepared
+from ldm.run.memory import GIB, MIB, optimizer_bytes, training_bytes, unet_activations
+from ldm.run.prepare import Prepared, needs_frozen_copy
 from ldm.run.settings import filled
+from ldm.run.subjects import class_prompts
 from ldm.sampling.prior import class_image_folder, class_image_settings, count_missing
 
 
 def plan_lines(config: Config, ready: Prepared, run: Path) -> list[str]:
     """The plan of a run, a line each; nothing is made."""
     base, training = ready.base, config.training
-    epochs = training.steps * training.batch / len(ready.pictures)
+    share = training.batch / len(ready.subjects)  # of each subject, whatever its pictures
+    epochs = training.steps * share / len(ready.pictures)
     lines = [
         f"run folder    {run}",
         f"base          {base.source}, fingerprint {base.fingerprint[:12]}, "
         f"{base.prediction_type}, {ready.resolution} pixels",
-        f"pictures      {len(ready.pictures)} in {config.subject.pictures}: "
-        + ", ".join(picture.name for picture in ready.pictures),
+        *_picture_lines(ready),
         *_prompt_lines(config, ready),
         f"steps         {training.steps} of {training.batch} pictures"
         + (f" + {config.prior.batch} class images" if config.prior else "")
         + (f", in {training.accumulate} passes each" if training.accumulate > 1 else ""),
         f"epochs        {epochs:.1f} (each picture is seen {epochs:.0f} times)",
-        f"class images  {_class_images(config, ready)}",
+        *(f"class images  {line}" for line in _class_images(config, ready)),
         *_parameter_lines(config, base),
     ]
     disk, memory = disk_bytes(config, ready), memory_bytes(config, ready)
@@ -42,10 +43,19 @@ def plan_lines(config: Config, ready: Prepared, run: Path) -> list[str]:
     return lines
 
 
+def _picture_lines(ready: Prepared) -> list[str]:
+    return [
+        f"pictures      {len(subject.pictures)} of {subject.identifier!r} in "
+        f"{subject.pictures[0].parent}: " + ", ".join(picture.name for picture in subject.pictures)
+        for subject in ready.subjects
+    ]
+
+
 def _prompt_lines(config: Config, ready: Prepared) -> list[str]:
-    prompts = [prompt for several in ready.prompts for prompt in several]
-    if config.prior:
-        prompts.append(config.prior.prompt)
+    prompts = [
+        prompt for subject in ready.subjects for several in subject.prompts for prompt in several
+    ]
+    prompts += class_prompts(ready.subjects)
     prompts += filled(config, config.samples.prompts if config.samples.every else [])
     tokenizer = ready.base.tokenizer
     most = tokenizer.model_max_length - 2  # start and end
@@ -58,39 +68,56 @@ def _prompt_lines(config: Config, ready: Prepared) -> list[str]:
     return lines
 
 
-def _class_images(config: Config, ready: Prepared) -> str:
+def _class_images(config: Config, ready: Prepared) -> list[str]:
     prior = config.prior
     if prior is None:
-        return "none (prior: null)"
+        return ["none (prior: null)"]
+    if prior.images == "subject":
+        return ["none: the subject's pictures, as the frozen base predicts them"]
     if prior.folder:
-        return f"{len(ready.own_class_pictures)} of your own in {prior.folder}, none to make"
-    folder, missing = prior_folder(config, ready), missing_class_images(config, ready)
-    return f"{prior.count} in {folder}, {missing} to make"
+        return [f"{len(ready.own_class_pictures)} of your own in {prior.folder}, none to make"]
+    prompts = class_prompts(ready.subjects)
+    if prior.images == "live":
+        return [f"{prior.count} at a time of {prompt!r}, made while training" for prompt in prompts]
+    return [
+        f"{prior.count} in {prior_folder(config, ready, prompt)}, "
+        f"{_missing(config, ready, prompt)} to make"
+        for prompt in prompts
+    ]
 
 
-def prior_folder(config: Config, ready: Prepared) -> Path:
+def prior_folder(config: Config, ready: Prepared, prompt: str) -> Path:
     """Where the class images of this base, prompt and sampler settings lie."""
     prior = config.prior
     assert prior is not None
     settings = class_image_settings(
         prior.seed, prior.scale, prior.steps, prior.sampler, ready.resolution
     )
-    return class_image_folder(prior.root, ready.base.fingerprint, prior.prompt, settings)
+    return class_image_folder(prior.root, ready.base.fingerprint, prompt, settings)
 
 
 def class_image_count(config: Config, ready: Prepared) -> int:
-    """How many class images training will use: your own, or as many made ones as are asked for."""
-    if config.prior is None:
+    """How many class images lie on disk: your own, or as many made ones as are asked for."""
+    prior = config.prior
+    if prior is None or prior.images != "cached":
         return 0
-    return len(ready.own_class_pictures) if config.prior.folder else config.prior.count
+    if prior.folder:
+        return len(ready.own_class_pictures)
+    return prior.count * len(class_prompts(ready.subjects))
 
 
 def missing_class_images(config: Config, ready: Prepared) -> int:
-    """How many class images have to be made."""
+    """How many class images have to be made before training."""
     prior = config.prior
-    if prior is None or prior.folder:
+    if prior is None or prior.folder or prior.images != "cached":
         return 0
-    folder = prior_folder(config, ready)
+    return sum(_missing(config, ready, prompt) for prompt in class_prompts(ready.subjects))
+
+
+def _missing(config: Config, ready: Prepared, prompt: str) -> int:
+    prior = config.prior
+    assert prior is not None
+    folder = prior_folder(config, ready, prompt)
     return count_missing(folder, prior.count, prior.sampling_batch, ready.resolution)
 
 
@@ -121,9 +148,12 @@ def disk_bytes(config: Config, ready: Prepared) -> int:
     pictures = missing_class_images(config, ready) * pixels // 2
     variants = (config.data.crops if config.data.crop == "random" else 1) * (1 + config.data.mirror)
     latent = 8 * ready.base.latent_channels * (ready.resolution // ready.base.latent_factor) ** 2
-    cached = class_image_count(config, ready) + len(ready.pictures)
+    subjects = sum(len(subject.pictures) for subject in ready.subjects)
+    cached = class_image_count(config, ready) + subjects
     cache = cached * variants * latent if config.data.cache else 0
-    return snapshots * 4 * trained + 3 * 12 * trained + pictures + cache
+    averages = 2 if config.ema.schedule != "none" else 1
+    state = (4 * averages + optimizer_bytes(config.training.optimizer)) * trained
+    return snapshots * 4 * averages * trained + 3 * state + pictures + cache
 
 
 def memory_bytes(config: Config, ready: Prepared) -> int:
@@ -137,4 +167,8 @@ def memory_bytes(config: Config, ready: Prepared) -> int:
         ready.base.tokenizer.model_max_length,
     ).elements(config.model.gradient_checkpointing)
     kept = activations * samples // config.training.accumulate
-    return training_bytes(trained, frozen, kept, config.training.precision)
+    averages = 4 * trained if config.ema.schedule != "none" else 0
+    copy = 4 * (trained + frozen) if config.prior and needs_frozen_copy(config.prior) else 0
+    optimizer = optimizer_bytes(config.training.optimizer)
+    needed = training_bytes(trained, frozen, kept, config.training.precision, optimizer)
+    return needed + averages + copy

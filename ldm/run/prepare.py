@@ -6,15 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ldm.config import Config, instantiate
+from ldm.config import Config, Prior, instantiate
 from ldm.data.images import check_pictures, find_pictures
 from ldm.data.latents import digest_of
-from ldm.data.prompts import prompts_of
+from ldm.data.masks import mask_beside
+from ldm.data.prompts import fill_all
 from ldm.errors import UserError
-from ldm.models.base import BaseModel, check_resolution, load_base
+from ldm.models.base import BaseModel, check_resolution, frozen_copy, load_base
 from ldm.models.text import describe_identifier
 from ldm.run.folder import check_writable
+from ldm.run.settings import as_trained
+from ldm.run.subjects import SubjectInputs, find_inputs, identifiers_of
 from ldm.sampling.samplers import check_steps, make_sampler
+from ldm.training.optim import PACKAGES
 
 log = logging.getLogger(__name__)
 HELDOUT = "heldout"  # subfolder of the subject's pictures that training never sees
@@ -25,37 +29,64 @@ class Prepared:
     """The inputs of a run, checked."""
 
     base: BaseModel
-    pictures: list[Path]
-    prompts: list[list[str]]  # per picture, those to draw from
+    subjects: list[SubjectInputs]
     own_class_pictures: list[Path]  # of prior.folder; else empty
     resolution: int
     oracle: Any  # what measures at the end; None: nothing does
     heldout: list[Path]  # what it compares with; empty: the pictures trained on
 
+    frozen: BaseModel | None = None  # a copy that training does not touch, where one is needed
+
+    @property
+    def pictures(self) -> list[Path]:
+        """Those of the first subject, which the numbers at the end are about."""
+        return self.subjects[0].pictures
+
     @property
     def digests(self) -> dict[str, str]:
-        """Name -> sha256 of each picture."""
-        return {picture.name: digest_of(picture) for picture in self.pictures}
+        """Name -> sha256 of each picture; of further subjects with the identifier before it."""
+        first, *others = self.subjects
+        found = {picture.name: digest_of(picture) for picture in first.pictures}
+        for subject in others:
+            for picture in subject.pictures:
+                found[f"{subject.identifier}/{picture.name}"] = digest_of(picture)
+        return found
 
 
 def prepare(config: Config) -> Prepared:
     """Check every input, the cheap ones first. UserError for the first kind that is wrong."""
     _check_packages(config)
     _check_folders(config)
-    subject, prior = config.subject, config.prior
-    pictures = find_pictures(Path(subject.pictures))
+    prior = config.prior
+    subjects = list(find_inputs(config))
     own = find_pictures(Path(prior.folder)) if prior and prior.folder else []
     oracle = _make_oracle(config)
     heldout = _heldout_pictures(config) if oracle is not None else []
+    pictures = [picture for subject in subjects for picture in subject.pictures]
     check_pictures([*pictures, *own, *heldout])
-    prompts = prompts_of(pictures, subject.prompt, subject.identifier, subject.captions)
+    for template in (*config.samples.prompts, config.sampling.negative):
+        fill_all(template, identifiers_of(config))  # each subject that is named is there
     base = _load_quietly(config)
     resolution = config.data.resolution or base.default_resolution
     check_resolution(base, resolution)
     _check_sampling(config, base)
-    if warning := describe_identifier(base.tokenizer, subject.identifier):
-        log.warning("%s", warning)
-    return Prepared(base, pictures, prompts, own, resolution, oracle, heldout)
+    for subject in subjects:
+        if warning := describe_identifier(base.tokenizer, subject.identifier):
+            log.warning("%s", warning)
+    _tell_of_unused_masks(config, pictures)
+    frozen = frozen_copy(base) if prior and needs_frozen_copy(prior) else None
+    return Prepared(base, subjects, own, resolution, oracle, heldout, frozen)
+
+
+def _tell_of_unused_masks(config: Config, pictures: list[Path]) -> None:
+    masks = [mask.name for picture in pictures if (mask := mask_beside(picture))]
+    if masks and config.objective.mask_outside is None:
+        log.info("not used: %s; objective.mask_outside=0.1 would", ", ".join(masks))
+
+
+def needs_frozen_copy(prior: Prior) -> bool:
+    """Whether the untouched base is used while its copy is trained."""
+    return prior.images == "live" or prior.target == "base"
 
 
 def _make_oracle(config: Config) -> Any:
@@ -83,8 +114,8 @@ def _heldout_pictures(config: Config) -> list[Path]:
 def _check_sampling(config: Config, base: BaseModel) -> None:
     """UserError for a sampler or a number of steps that the base's noise schedule cannot have."""
     check_steps(config.sampling.steps, base.scheduler, "sampling.steps")
-    make_sampler(config.sampling.sampler, base.scheduler, "sampling.sampler")
-    if (prior := config.prior) and not prior.folder:
+    make_sampler(config.sampling.sampler, as_trained(config, base).scheduler, "sampling.sampler")
+    if (prior := config.prior) and not prior.folder and prior.images != "subject":
         check_steps(prior.steps, base.scheduler, "prior.steps")
         make_sampler(prior.sampler, base.scheduler, "prior.sampler")
 
@@ -102,7 +133,7 @@ def _check_folders(config: Config) -> None:
     check_writable(Path(config.logs), "logs")
     if config.data.cache:
         check_writable(Path(config.data.cache), "data.cache")
-    if config.prior and not config.prior.folder:
+    if config.prior and not config.prior.folder and config.prior.images == "cached":
         check_writable(Path(config.prior.root), "prior.root")
 
 
@@ -111,4 +142,10 @@ def _check_packages(config: Config) -> None:
         raise UserError(
             "logger.wandb=true needs the package wandb: "
             "pip install -c constraints.txt -e '.[wandb]', or leave it false"
+        )
+    package = PACKAGES.get(config.training.optimizer)
+    if package and importlib.util.find_spec(package) is None:
+        raise UserError(
+            f"training.optimizer={config.training.optimizer} needs the package {package}: "
+            "pip install -c constraints.txt -e '.[optim]', or take another optimizer"
         )

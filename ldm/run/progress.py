@@ -1,6 +1,7 @@
 """How far something is that counts pictures."""
 
 import logging
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -8,6 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 log = logging.getLogger(__name__)
+
+SECONDS_BETWEEN_LINES = 20
 
 
 @contextmanager
@@ -30,3 +33,16 @@ def counted(
                 log.info("%s: %d", title, total)
 
         yield report
+
+
+def logged(title: str) -> Callable[[int, int], None]:
+    """Give `report(done, total)` that says now and then, and at the end, how many are done."""
+    last = time.monotonic()
+
+    def report(done: int, total: int) -> None:
+        nonlocal last
+        if done == total or time.monotonic() - last > SECONDS_BETWEEN_LINES:
+            last = time.monotonic()
+            log.info("%s: %d of %d", title, done, total)
+
+    return report

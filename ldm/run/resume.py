@@ -1,64 +1,90 @@
 """Going on with a run: what may have changed since, where it stands, what is out of date then."""
 
+import csv
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldm.config import Config, differences, load_config
 from ldm.errors import UserError
-from ldm.run.folder import read_config, read_facts, write_config
+from ldm.run.folder import is_first_process, read_config, read_facts, write_config
 
 if TYPE_CHECKING:
     from ldm.checkpoint import ResumePoint
 
 log = logging.getLogger(__name__)
 
-# What may change when a run goes on: how long it goes, what it writes, where it computes.
-MAY_CHANGE = (
-    "logs",
-    "model.gradient_checkpointing",
-    "data.cache",
-    "prior.root",
-    "training.steps",
-    "training.save_every",
-    "snapshots.",
-    "sampling.",
-    "samples.",
-    "trainer.",
-    "logger.",
-    "evaluation.",
-)
+# What may change when a run goes on: how long it goes, what it writes, where things lie and where
+# it computes. With what is to be said of it. (Pictures are compared by their content.)
+ROUNDING = "the samples are the same; the results agree but for rounding"
+MAY_CHANGE = {
+    "logs": "",
+    "model.gradient_checkpointing": ROUNDING,
+    "subject.pictures": "",
+    "data.cache": "",
+    "prior.folder": "",
+    "prior.root": "",
+    "prior.sampling_batch": "class images still to be made agree but for rounding",
+    "training.steps": "",
+    "training.accumulate": ROUNDING,
+    "training.save_every": "",
+    "snapshots.": "",
+    "sampling.": "",
+    "samples.": "",
+    "trainer.": ROUNDING,
+    "logger.": "",
+    "evaluation": "",
+}
 RESULTS = ("evaluation.json", "sheet.png")  # of the last step
 
 
 def resumed_config(run: Path, files: list[Path], overrides: list[str]) -> Config:
-    """A run's configuration with what is given beside `--resume` on top.
+    """A run's configuration with what is given beside `--resume` on top; what differs is said.
 
-    UserError where that changes what is trained: only length, output and devices may change.
+    UserError where that changes what was trained: only length, output and devices may change.
     """
     stored = read_config(run)
     config = load_config([run / "config.yaml", *files], overrides)
-    wrong = {
-        key: values
-        for key, values in differences(stored, config).items()
-        if not key.startswith(MAY_CHANGE)
-    }
+    changed = differences(stored, config)
+    if "subjects" in changed and _without_places(stored) == _without_places(config):
+        del changed["subjects"]
+    lines = {key: f"\n  - {key}={now!r}, was {was!r}" for key, (was, now) in changed.items()}
+    notes = {key: _note(key, *pair) for key, pair in changed.items()}
+    wrong = "".join(line for key, line in lines.items() if notes[key] is None)
+    allowed = "".join(
+        line + (f" ({notes[key]})" if notes[key] else "")
+        for key, line in lines.items()
+        if notes[key] is not None
+    )
     if wrong:
-        listed = "".join(f"\n  - {key}={now!r}, was {was!r}" for key, (was, now) in wrong.items())
+        also = f"\nthese may change:{allowed}" if allowed else ""
         raise UserError(
-            f"{run} was started with other values; leave them out, or start a new run:{listed}"
+            f"{run} was started with other values; leave them out, or start a new run:{wrong}{also}"
         )
+    if allowed and is_first_process():
+        log.info("%s goes on with other values than before:%s", run, allowed)
     return config
 
 
-def resume_point(run: Path, config: Config, facts: dict[str, Any]) -> "ResumePoint | None":
+def _note(key: str, was: Any, now: Any) -> str | None:
+    """What is to be said of a change; None where it must not be."""
+    if key == "prior.folder" and None in (was, now):
+        return None
+    return next((note for start, note in MAY_CHANGE.items() if key.startswith(start)), None)
+
+
+def _without_places(config: Config) -> list[Any]:
+    return [replace(subject, pictures="") for subject in config.subjects]
+
+
+def resume_point(run: Path, config: Config) -> "ResumePoint | None":
     """The resume state to go on from; None: nothing was saved yet. Nothing is written.
 
-    UserError: another base, every resume state damaged, or more steps done than are asked for.
+    UserError: every resume state damaged, or more steps done than are asked for.
     """
     from ldm.checkpoint import find_resume
 
-    check_unchanged(run, facts)
     start = find_resume(run)
     if start is not None:
         _check_steps(run, start.step, read_config(run), config)
@@ -66,42 +92,114 @@ def resume_point(run: Path, config: Config, facts: dict[str, Any]) -> "ResumePoi
 
 
 def check_unchanged(run: Path, facts: dict[str, Any]) -> None:
-    """Compare with run.json: UserError for another base; a warning for other pictures."""
-    before = read_facts(run)
+    """Compare with run.json: UserError, naming all of it, for another base or other pictures."""
+    before, problems = read_facts(run), []
+    if not before:
+        log.warning("%s: missing or damaged; base and pictures are not compared", run / "run.json")
     if before.get("base_fingerprint") not in (None, facts["base_fingerprint"]):
+        problems.append(f"model.base={facts['base']}: its weights are others")
+    for kind in ("pictures", "prompts", "masks", "class_pictures"):
+        if kind in before:
+            problems += _changes(kind.replace("_", " "), before[kind], facts[kind])
+    if problems:
+        listed = "".join(f"\n  - {problem}" for problem in problems)
         raise UserError(
-            f"model.base={facts['base']}: not the weights that {run} was started with; "
-            "put those back, or start a new run"
+            f"{run} was started with other inputs; put those back, or start a new run:{listed}"
         )
-    if before.get("pictures") not in (None, facts["pictures"]):
-        log.warning("the pictures are not those that %s was started with", run)
+
+
+def _changes(kind: str, before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """A line for each way in which two dictionaries differ, naming the keys."""
+    found = {
+        "gone": before.keys() - now.keys(),
+        "new": now.keys() - before.keys(),
+        "changed": {name for name in before.keys() & now.keys() if before[name] != now[name]},
+    }
+    return [f"{kind} {how}: {', '.join(sorted(names))}" for how, names in found.items() if names]
 
 
 def _check_steps(run: Path, done: int, stored: Config, config: Config) -> None:
-    """UserError for fewer steps than are done; a warning where the learning rate will jump."""
+    """UserError for fewer steps than are done; a warning where the past would have been another."""
     steps, before = config.training.steps, stored.training.steps
     if steps < done:
         raise UserError(
             f"training.steps={steps}: {run} has {done} steps behind it; give at least {done}, or "
             f"use an earlier snapshot: python scripts/sample.py --run {run} --snapshot STEP"
         )
-    if done < steps != before and config.training.schedule != "constant":
+    following = _following_the_length(config)
+    if done < steps != before and following:
         log.warning(
-            "training.steps=%d, was %d: with training.schedule=%s the learning-rate curve changes "
-            "from step %d on; the run is not what it would have been with %d steps from its start",
-            *(steps, before, config.training.schedule, done, steps),
+            "training.steps=%d, was %d: the curves of %s change from step %d on; "
+            "the run is not what it would have been with %d steps from its start",
+            *(steps, before, ", ".join(following), done, steps),
         )
 
 
-def go_on(run: Path, config: Config, start: "ResumePoint | None") -> None:
-    """Write the new config.yaml; remove the results of an earlier end if there is more to train.
+def _following_the_length(config: Config) -> list[str]:
+    """The settings in use that are stretched over all steps."""
+    training, prior = config.training, config.prior
+    used = {
+        f"training.schedule={training.schedule}": training.schedule != "constant",
+        "prior.weight_end": prior is not None and prior.weight_end is not None,
+    }
+    return [name for name, is_used in used.items() if is_used]
 
-    UserError: disk not writable.
+
+def finished_lines(run: Path, config: Config, start: "ResumePoint | None") -> list[str]:
+    """What to say of a run with nothing left to train, measure or show; empty where there is."""
+    steps, evaluation = config.training.steps, config.evaluation
+    measures = evaluation is not None and evaluation.oracle is not None
+    grids = [run / "samples" / f"step-{step:06d}.png" for step in (0, steps)]
+    wanted = {"evaluation.json": measures, "sheet.png": all(grid.exists() for grid in grids)}
+    lacks = [name for name in RESULTS if wanted[name] and not (run / name).exists()]
+    if start is None or start.step < steps or lacks:
+        return []
+    return [
+        f"{run} is finished: all of its {steps} steps are done, nothing is left to train",
+        f"to go on: python main.py --resume {run} training.steps=N, with N above {steps}",
+    ]
+
+
+def go_on(run: Path, config: Config, facts: dict[str, Any], start: "ResumePoint | None") -> None:
+    """Tidy up after the process before, write the new config.yaml, say what is repeated.
+
+    Results of an earlier end go if there is more to train. For the process that writes, once it has
+    the folder for itself. UserError: disk not writable.
     """
-    from ldm.checkpoint.files import explain_disk_errors
+    from ldm.checkpoint import clear_leftovers, set_aside
+    from ldm.checkpoint.files import explain_disk_errors, write_json
 
+    every = read_config(run).training.save_every
     with explain_disk_errors(run):
+        clear_leftovers(run)
+        for damaged in start.damaged if start else []:
+            set_aside(damaged)
         write_config(run, config)
+        if start is None or not read_facts(run):
+            write_json(run / "run.json", facts)
         if start is None or start.step < config.training.steps:
             for name in RESULTS:
                 (run / name).unlink(missing_ok=True)
+            _tell_the_place(run, start, config.training.steps, every)
+
+
+def _tell_the_place(run: Path, start: "ResumePoint | None", steps: int, every: int) -> None:
+    done = start.step if start else 0
+    lost = max(0, last_step(run) - done)
+    again = f"; steps done after it that were lost and are repeated: {lost}" if lost else ""
+    if 0 < lost <= every:
+        again += f" (at most training.save_every={every})"
+    if start is None:
+        log.info("nothing was saved yet: starting at step 0 of %d%s", steps, again)
+    else:
+        log.info("going on after step %d of %d%s", done, steps, again)
+
+
+def last_step(run: Path) -> int:
+    """The last optimizer step of which metrics.csv has a row; 0 where there is none."""
+    try:
+        with (run / "metrics.csv").open(newline="", encoding="utf-8", errors="replace") as file:
+            steps = [row[0] for row in csv.reader(file) if row]
+    except (OSError, csv.Error):
+        return 0
+    return max((int(step) for step in steps if step.isdecimal()), default=0)

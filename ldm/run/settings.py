@@ -1,17 +1,19 @@
 """What a run samples with: its prompts, the section `sampling`, what a grid says of itself."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from ldm.config import Config
-from ldm.data.prompts import fill
+from ldm.data.prompts import fill_all
 from ldm.models.base import BaseModel
+from ldm.run.subjects import identifiers_of
+from ldm.sampling.samplers import from_pure_noise
 
 
 def filled(config: Config, templates: list[str]) -> list[str]:
-    """Prompts with the identifier in the place of [V]."""
-    return [fill(template, config.subject.identifier) for template in templates]
+    """Prompts with the identifiers in the places of [V], [V2], ..."""
+    return [fill_all(template, identifiers_of(config)) for template in templates]
 
 
 def sampling_settings(config: Config, resolution: int) -> dict[str, Any]:
@@ -38,3 +40,10 @@ def grid_settings(config: Config, base: BaseModel, resolution: int, run: Path) -
         "base": base.source,
         "base_fingerprint": base.fingerprint,
     }
+
+
+def as_trained(config: Config, base: BaseModel) -> BaseModel:
+    """The same networks with the noise schedule that they are trained for."""
+    if not config.objective.zero_terminal_snr:
+        return base
+    return replace(base, scheduler=from_pure_noise(base.scheduler))

@@ -1,14 +1,30 @@
 """The picture to look at first: the subject, what was learnt, and the untouched base beside it."""
 
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
 from ldm.data.images import load_picture
+from ldm.errors import UserError
 from ldm.sampling.grid import labelled_grid, without_labels
+
+log = logging.getLogger(__name__)
 
 GAP = 24
 TITLE = 28  # pixels of a title's line
+
+
+def readable(paths: Sequence[Path]) -> list[Image.Image]:
+    """The pictures that can still be read; a warning names the others and says why."""
+    pictures = []
+    for path in paths:
+        try:
+            pictures.append(load_picture(path))
+        except UserError as error:
+            log.warning("left out of the results: %s", error)
+    return pictures
 
 
 def result_sheet(
@@ -16,34 +32,39 @@ def result_sheet(
 ) -> Image.Image:
     """The subject's pictures above two sample grids with the same prompts and seeds.
 
-    after: the grid drawn at optimizer step `step`; before: the one at step 0, the untouched base.
-    shape: rows and columns of pictures in each.
+    pictures: the first eight that are still there are shown. after: the grid drawn at optimizer
+    step `step`; before: the one at step 0, the untouched base. shape: rows and columns in each.
     """
-    shown = [load_picture(path) for path in pictures[:8]]
-    side = min(min(picture.size) for picture in shown)
-    strip = labelled_grid([[_square(picture, min(side, 256)) for picture in shown]])
-    parts = {
-        "the subject": strip,
+    grids = {
         f"after {step} steps": _opened(after),
         "the untouched base, same seeds": without_labels(_opened(before), *shape),
     }
-    return _arranged(parts)
+    shown = readable(pictures[:8])
+    if not shown:
+        return _beside(grids)
+    side = min(min(picture.size) for picture in shown)
+    strip = labelled_grid([[_square(picture, min(side, 256)) for picture in shown]])
+    return _stacked([_beside({"the subject": strip}), _beside(grids)])
 
 
-def _arranged(parts: dict[str, Image.Image]) -> Image.Image:
-    """The first part on top, the other two side by side below, each under its title."""
-    (_, strip), (_, left), (_, right) = parts.items()
-    lower = TITLE + strip.height + GAP
-    size = (
-        max(strip.width, left.width + GAP + right.width),
-        lower + TITLE + max(left.height, right.height),
-    )
-    sheet = Image.new("RGB", size, "white")
-    places = ((0, 0), (0, lower), (left.width + GAP, lower))
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=20)
-    for (title, part), (x, y) in zip(parts.items(), places, strict=True):
-        draw.text((x, y), title, "black", font)
-        sheet.paste(part, (x, y + TITLE))
+def _beside(parts: dict[str, Image.Image]) -> Image.Image:
+    """Side by side, each under its title."""
+    width = sum(part.width for part in parts.values()) + GAP * (len(parts) - 1)
+    row = Image.new("RGB", (width, TITLE + max(p.height for p in parts.values())), "white")
+    draw, font, x = ImageDraw.Draw(row), ImageFont.load_default(size=20), 0
+    for title, part in parts.items():
+        draw.text((x, 0), title, "black", font)
+        row.paste(part, (x, TITLE))
+        x += part.width + GAP
+    return row
+
+
+def _stacked(rows: list[Image.Image]) -> Image.Image:
+    height = sum(row.height for row in rows) + GAP * (len(rows) - 1)
+    sheet, y = Image.new("RGB", (max(row.width for row in rows), height), "white"), 0
+    for row in rows:
+        sheet.paste(row, (0, y))
+        y += row.height + GAP
     return sheet
 
 

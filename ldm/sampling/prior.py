@@ -10,7 +10,8 @@ import json
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -56,18 +57,55 @@ def class_image_folder(
     return Path(root) / f"{words or 'class'}-{digest[:12]}"
 
 
+@dataclass(frozen=True)
+class ClassImageMaker:
+    """Makes class images in batches, for the disk and for the memory alike.
+
+    `settings` are those of `class_image_settings`; with base and prompt they decide what image k
+    is, up to rounding (1/255); with `batch` and the machine's threads, to the bit. UserError, at
+    once: settings or batch impossible.
+    """
+
+    base: BaseModel
+    prompt: str
+    settings: Mapping[str, Any]
+    batch: int = 8
+
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise UserError(f"prior.sampling_batch: {self.batch} is not at least 1")
+        self._sample([])  # of nothing: refuses what cannot be sampled with
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """Everything that all these images share, as plain values."""
+        model = {"model": self.base.source, "fingerprint": self.base.fingerprint}
+        return {"prompt": self.prompt, **model, **self.settings}
+
+    def make(self, number: int) -> list[tuple[Image.Image, dict[str, Any]]]:
+        """Make batch `number`, images number * batch and so on, each with its provenance."""
+        about, size = self.about, self.settings["size"]
+        places = range(number * self.batch, (number + 1) * self.batch)
+        seeds = [seed_of(about["seed"], "class_image", index=place) for place in places]
+        own = {"negative": "", "width": size, "height": size, "prior_seed": about["seed"]}
+        return [
+            (picture, {**about, **own, "seed": seed})
+            for picture, seed in zip(self._sample(seeds), seeds, strict=True)
+        ]
+
+    def _sample(self, seeds: list[int]) -> Iterator[Image.Image]:
+        sampling = {key: self.settings[key] for key in ("scale", "steps", "sampler")}
+        size, prompts = self.settings["size"], [self.prompt] * len(seeds)
+        return generate(
+            self.base, prompts, seeds, height=size, width=size, batch=self.batch, **sampling
+        )
+
+
 def make_class_images(
-    base: BaseModel,
-    prompt: str,
+    maker: ClassImageMaker,
     count: int,
     root: str | Path,
     *,
-    seed: int = 0,
-    batch: int = 8,
-    scale: float = 5.0,
-    steps: int = 25,
-    sampler: str = "dpmpp_2m",
-    resolution: int | None = None,
     rank: int = 0,
     world: int = 1,
     progress: Progress | None = None,
@@ -77,21 +115,17 @@ def make_class_images(
     More than `count` are returned if another run asked for more. With
     `world` processes each makes every `world`-th batch; the caller waits for all of them, then
     `class_images(folder)` (or calling this again) gives the full list. progress(done, in all)
-    counts this process's pictures. UserError: settings impossible, disk not writable.
+    counts this process's pictures. UserError: count below 1, disk not writable.
     """
     if count < 1:
         raise UserError(f"prior.count: {count} is not at least 1")
-    if batch < 1:
-        raise UserError(f"prior.sampling_batch: {batch} is not at least 1")
-    size = resolution or base.default_resolution
-    settings = class_image_settings(seed, scale, steps, sampler, size)
-    folder = class_image_folder(root, base.fingerprint, prompt, settings)
-    about = {"prompt": prompt, "model": base.source, "fingerprint": base.fingerprint} | settings
-    _prepare(folder, about)
+    batch, size = maker.batch, maker.settings["size"]
+    folder = class_image_folder(root, maker.base.fingerprint, maker.prompt, maker.settings)
+    _prepare(folder, maker.about)
     missing = _missing_batches(folder, count, batch, size, rank, world)
     total, done = sum(map(len, missing.values())), 0
     for first, wanted in missing.items():
-        made = _make_batch(base, about, first, batch)
+        made = maker.make(first // batch)
         for index in wanted:  # not the padding of the last batch
             picture, provenance = made[index - first]
             _save(picture, _path(folder, index), provenance | {"index": index})
@@ -99,23 +133,6 @@ def make_class_images(
             if progress is not None:
                 progress(done, total)
     return class_images(folder, size)
-
-
-def _make_batch(
-    base: BaseModel, about: Mapping[str, Any], first: int, batch: int
-) -> list[tuple[Image.Image, dict[str, Any]]]:
-    """Make pictures `first` to `first + batch - 1`, each with its provenance."""
-    size, prompt = about["size"], about["prompt"]
-    seeds = [seed_of(about["seed"], "class_image", index=first + i) for i in range(batch)]
-    sampling = {key: about[key] for key in ("scale", "steps", "sampler")}
-    pictures = generate(
-        base, [prompt] * batch, seeds, height=size, width=size, batch=batch, **sampling
-    )
-    own = {"negative": "", "width": size, "height": size, "prior_seed": about["seed"]}
-    return [
-        (picture, {**about, **own, "seed": seed})
-        for picture, seed in zip(pictures, seeds, strict=True)
-    ]
 
 
 def class_images(folder: Path, size: int | None = None) -> list[Path]:

@@ -56,6 +56,18 @@ def make_sampler(name: str, base_scheduler: Any, key: str = "sampler") -> Any:
     return kind.from_config(config, **settings)
 
 
+def from_pure_noise(base_scheduler: Any) -> Any:
+    """The same noise schedule rescaled to end at SNR 0, sampled from its last timestep on.
+
+    Algorithm 1 and section 3.3 of arXiv 2305.08891: what `objective.zero_terminal_snr` trains for.
+    """
+    import diffusers
+
+    return diffusers.DDIMScheduler.from_config(
+        base_scheduler.config, rescale_betas_zero_snr=True, timestep_spacing="trailing"
+    )
+
+
 def _clips(config: Mapping[str, Any]) -> bool:
     """Whether a scheduler's configuration says `clip_sample` itself, not by its class's default."""
     by_default = config.get("_use_default_values", ())

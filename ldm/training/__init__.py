@@ -1,22 +1,30 @@
 """Training: the Lightning module, its optimizer, and what happens around its steps."""
 
+from ldm.training.average import Average, weights_to_look_at
 from ldm.training.callbacks import Interrupt, Interrupted, ResumeState, Snapshots
 from ldm.training.metrics import Metrics
 from ldm.training.module import DreamBoothModule
-from ldm.training.optim import OptimizerSettings
+from ldm.training.optim import OptimizerSettings, hints, make_optimizer
+from ldm.training.phases import Phases, annealed
 from ldm.training.progress import TrainingProgress
 from ldm.training.samples import SampleGrid
 from ldm.training.trainer import make_trainer
 
 __all__ = [
+    "Average",
     "DreamBoothModule",
     "Interrupt",
     "Interrupted",
     "Metrics",
     "OptimizerSettings",
+    "Phases",
     "ResumeState",
     "SampleGrid",
     "Snapshots",
     "TrainingProgress",
+    "annealed",
+    "hints",
+    "make_optimizer",
     "make_trainer",
+    "weights_to_look_at",
 ]

@@ -1,6 +1,8 @@
 """Numbers of each optimizer step: metrics.csv and the loggers."""
 
+import contextlib
 import csv
+import io
 import logging
 import math
 import os
@@ -13,7 +15,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from ldm.checkpoint.files import explain_disk_errors, flush, put_in_place, staging_path
+from ldm.checkpoint.files import explain_disk_errors, flush, staging
 from ldm.training.steps import StepCallback
 
 log = logging.getLogger(__name__)
@@ -24,11 +26,13 @@ COLUMNS = (
     *LOSSES,
     "lr/unet",
     "lr/text_encoder",
+    "lr/embedding",
     "grad_norm",
     "samples_per_second",
     "peak_memory_gib",
     "seconds",
 )
+UNWRITTEN = "metrics_csv"  # in a checkpoint: lines that metrics.csv has yet to get
 
 
 def peak_memory_gib(device: torch.device) -> float:
@@ -48,10 +52,10 @@ class Metrics(StepCallback):
 
     Losses are means over the step's micro-batches and processes; grad_norm is before clipping;
     samples are instance + class samples; seconds are the step's own, without snapshots and grids.
-    On a GPU the numbers wait there and are fetched every tenth step, so that no step waits for
-    them. A resumed run drops the rows after the step it goes on from. `latest` holds the newest row
-    (empty before the first); a loss that is not finite is warned of once. To stand before the
-    callbacks that take long.
+    On a GPU these numbers wait there and are fetched every tenth step. A resumed run drops the rows
+    after the step it goes on from. Rows that the disk has no room for wait, in memory and in the
+    resume state, and are written once it has; training goes on. `latest` holds the newest row
+    (empty before the first). To stand before the callbacks that take long.
     """
 
     EVERY_ON_ACCELERATOR = 10
@@ -65,13 +69,15 @@ class Metrics(StepCallback):
         self._rates: dict[str, float] = {}
         self._samples = 0  # in the pending rows
         self._busy = 0.0  # seconds they took
-        self._warned = False
+        self._unwritten = ""  # lines that metrics.csv lacks at its end
+        self._failing = False  # the last attempt to write them failed
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         self._clear()
         if trainer.is_global_zero:
-            keep_rows(self.path, trainer.global_step)
+            keep_rows(self.path, trainer.global_step, self._unwritten)
+        self._unwritten = ""
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
@@ -103,15 +109,32 @@ class Metrics(StepCallback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         self.flush(trainer, pl_module)  # the rows up to a resume state are written before it is
+        if trainer.is_global_zero:
+            self._append(on_disk=True)
+            if self._unwritten:
+                checkpoint[UNWRITTEN] = self._unwritten
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._unwritten = checkpoint.get(UNWRITTEN, "")
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.flush(trainer, pl_module)
+        if self._unwritten:
+            self._append()
+        if lines := self._unwritten.splitlines():
+            first, last = (line.partition(",")[0] for line in (lines[0], lines[-1]))
+            log.warning("%s lacks the rows of steps %s to %s", self.path, first, last)
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
         if trainer.world_size == 1:  # else the other processes may not be there to take a mean with
-            self.flush(trainer, pl_module)
+            try:
+                self.flush(trainer, pl_module)
+            except Exception as error:  # on a device that is out of order; `exception` says why
+                log.error("metrics.csv lacks its last rows: %s", error)
 
     def _is_full(self, trainer: pl.Trainer) -> bool:
         return len(self._pending) >= self.EVERY_ON_ACCELERATOR or trainer.global_step == 1
@@ -139,36 +162,68 @@ class Metrics(StepCallback):
 
     def _write(self, trainer: pl.Trainer, rows: list[dict[str, float]]) -> None:
         for row in rows:
-            if not math.isfinite(row["loss"]) and not self._warned:
-                self._warned = True
-                log.warning(
-                    "step %d: the loss is %s; lower the learning rate", row["step"], row["loss"]
-                )
             if math.isnan(row["loss/prior"]):
                 del row["loss/prior"]  # no class samples
         self.latest = rows[-1]
         if trainer.is_global_zero:
-            with explain_disk_errors(self.path), self.path.open("a", newline="") as file:
-                csv.DictWriter(file, COLUMNS).writerows(rows)
+            text = io.StringIO(newline="")
+            csv.DictWriter(text, COLUMNS).writerows(rows)
+            self._unwritten += text.getvalue()
+            self._append()
             for logger in trainer.loggers:
                 for row in rows:
                     numbers = {name: value for name, value in row.items() if name != "step"}
                     logger.log_metrics(numbers, step=int(row["step"]))
 
+    def _append(self, on_disk: bool = False) -> None:
+        """Write what metrics.csv lacks; where that fails it waits for the next time."""
+        try:
+            append(self.path, self._unwritten.encode(), on_disk)
+        except OSError as error:
+            if not self._failing:
+                reason = error.strerror or error
+                log.warning(
+                    "cannot write %s: %s; its rows wait, training goes on", self.path, reason
+                )
+            self._failing = True
+        else:
+            self._unwritten, self._failing = "", False
 
-def keep_rows(path: Path, step: int) -> None:
-    """Rewrite metrics.csv with its complete rows up to `step` (0: only the header), staged."""
-    rows = []
-    if path.exists():
-        with path.open(newline="") as file:
-            complete = [row for row in csv.reader(file) if len(row) == len(COLUMNS)]
-            rows = [row for row in complete if row[0].isdecimal() and int(row[0]) <= step]
+
+def append(path: Path, lines: bytes, on_disk: bool = False) -> None:
+    """Add whole lines to a file that exists, all or none of them; on_disk: and flush them.
+
+    OSError: not written, the file is as it was.
+    """
+    with path.open("r+b", buffering=0) as file:
+        end = file.seek(0, os.SEEK_END)
+        try:
+            while lines:  # an almost full disk takes a part
+                lines = lines[file.write(lines) :]
+            if on_disk:
+                os.fsync(file.fileno())
+        except OSError:
+            with contextlib.suppress(OSError):  # the first error is the one to tell
+                file.truncate(end)
+            raise
+
+
+def keep_rows(path: Path, step: int, more: str = "") -> None:
+    """Rewrite metrics.csv with its complete rows up to `step` (0: only the header), staged.
+
+    more: lines that it may lack. UserError: disk not writable; the file is as it was.
+    """
+    written = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    rows = {
+        int(row[0]): row
+        for row in csv.reader([*more.splitlines(), *written])
+        if len(row) == len(COLUMNS) and row[0].isdecimal() and int(row[0]) <= step
+    }
     with explain_disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        staged = staging_path(path)
-        with staged.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(COLUMNS)
-            writer.writerows(rows)
-        flush(staged)
-        put_in_place(staged, path)
+        with staging(path) as staged:
+            with staged.open("w", newline="") as file:
+                writer = csv.writer(file)
+                writer.writerow(COLUMNS)
+                writer.writerows(rows[number] for number in sorted(rows))
+            flush(staged)

@@ -5,37 +5,46 @@ It holds what is trained and nothing else, so checkpoints hold nothing else: the
 """
 
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from ldm.errors import UserError
 from ldm.models.text import encode_prompts
-from ldm.objective import NoiseSchedule, combine, mean_of, per_sample_loss
-from ldm.randomness import generator
-from ldm.training.optim import OptimizerSettings, build_optimizer, build_schedule
+from ldm.objective import Objective, combine, mean_of
+from ldm.training.guard import FiniteGuard
+from ldm.training.optim import (
+    OptimizerSettings,
+    build_optimizer,
+    build_schedule,
+    counts_of,
+    start_afresh,
+)
+from ldm.training.phases import (
+    EMBEDDING,
+    TEXT_ENCODER,
+    THROUGHOUT,
+    Phases,
+    embedding_of,
+    groups_of,
+    keep_rows_only,
+    restore_rows,
+)
+
+BAD_STEPS = "steps_not_finite"  # in a checkpoint
 
 
-def draw(batch: dict[str, Any], seed: int, timesteps: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Clean latents and noise [B, C, h, w], timesteps [B] of a micro-batch, on the CPU.
+class Teacher(Protocol):
+    """What class samples are to be predicted as."""
 
-    Each sample's draws depend on (seed, purpose, step, place in the global batch) alone, so neither
-    resuming nor cutting the step into parts changes them. The latents are a fresh sample of the
-    VAE's posterior, mean + std x noise (arXiv 1312.6114, equation 10). timesteps: their number T.
-    """
-    step, places, shape = batch["step"], batch["index"].tolist(), batch["mean"].shape[1:]
+    def to(self, device: torch.device) -> Any:
+        """Move to where it will be called."""
 
-    def normal(purpose: str) -> Tensor:
-        return torch.stack(
-            [torch.randn(shape, generator=generator(seed, purpose, step, n)) for n in places]
-        )
-
-    latents = batch["mean"] + batch["std"] * normal("posterior")
-    t = [
-        torch.randint(timesteps, (), generator=generator(seed, "timestep", step, n)) for n in places
-    ]
-    return latents, normal("noise"), torch.stack(t)
+    def __call__(self, noisy: Tensor, t: Tensor, prompts: list[str]) -> Tensor:
+        """[B, C, h, w], [B] and B prompts -> [B, C, h, w], without gradients."""
 
 
 class DreamBoothModule(pl.LightningModule):
@@ -44,7 +53,8 @@ class DreamBoothModule(pl.LightningModule):
     modules: what is trained, {"unet": ...} or {"unet": ..., "text_encoder": ...}, in float32.
     tokenizer, text_encoder: turn prompts into embeddings; a text encoder that is not among
     `modules` is frozen, and each prompt is encoded once. prior_weight: of the class samples' mean
-    loss. min_snr_gamma: None or > 0, see NoiseSchedule.weight. seed: of every draw in training.
+    loss in step 0, 1, ... teacher: what class samples are to be predicted as; None: as the data
+    says. seed: of every draw in training.
     """
 
     def __init__(
@@ -52,46 +62,65 @@ class DreamBoothModule(pl.LightningModule):
         modules: dict[str, nn.Module],
         tokenizer: Any,
         text_encoder: nn.Module,
-        schedule: NoiseSchedule,
+        objective: Objective,
         optimizer: OptimizerSettings,
         *,
-        prior_weight: float = 1.0,
-        min_snr_gamma: float | None = None,
+        phases: Phases = THROUGHOUT,
+        prior_weight: Callable[[int], float] = lambda step: 1.0,
+        teacher: Teacher | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.trained = nn.ModuleDict(modules)
         self.tokenizer = tokenizer
         self._text_encoder = (text_encoder,)  # in a tuple, a frozen one is not registered as a part
-        self._embeddings: dict[str, Tensor] = {}  # prompt -> [L, D] of a frozen text encoder
-        self.schedule = schedule
+        self._embeddings: dict[str, Tensor] = {}  # prompt -> [L, D] of a text encoder at rest
+        self.objective = objective
         self.optimizer_settings = optimizer
+        self.phases = phases
         self.prior_weight = prior_weight
-        self.min_snr_gamma = min_snr_gamma
+        self.teacher = teacher  # frozen, and no part either
         self.seed = seed
+        self.guard = FiniteGuard()
+        self._scaled = False  # by a gradient scaler
         self.gradient_norm: Tensor | None = None  # of the last optimizer step, before clipping
+        self.weights_are_whole = True  # no step of the optimizer is half done
         self.batch_began = 0.0  # on time.perf_counter, when all callbacks were through
+        self._groups = groups_of(modules, self.phases.pivotal > 0)
+        self._training_groups: set[str] | None = None  # until the first step begins
+        self._counts: list[dict[str, Any]] = []  # of the optimizer, at its beginning
+        self._resting_rows: Tensor | None = None  # of the embedding, while some are trained alone
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
-        """Loss of one micro-batch; "loss" = "loss/instance" + prior_weight x "loss/prior"."""
-        latents, noise, t = batch["latents"], batch["noise"], batch["timesteps"]
+        """Loss of one micro-batch; "loss" = "loss/instance" + prior weight x "loss/prior"."""
+        t, is_prior = batch["timesteps"], batch["is_prior"]
         text = self.encode(batch["prompts"])  # [B, L, D]
-        noisy = self.schedule.add_noise(latents, noise, t)  # [B, C, h, w]
+        noisy = self.objective.noisy(batch)  # [B, C, h, w]
         prediction = self.trained["unet"](noisy, t, encoder_hidden_states=text).sample
-        target = self.schedule.target(latents, noise, t)
-        weight = self.schedule.weight(t, self.min_snr_gamma)  # [B]
-        per_sample = weight * per_sample_loss(prediction, target)  # [B]
-        is_prior = batch["is_prior"]
+        target = self.target(batch, noisy)  # [B, C, h, w]
+        per_sample = self.objective.per_sample(prediction, target, t, batch["mask"])  # [B]
+        per_sample = batch["weight"] * per_sample
+        self.guard.note(batch, per_sample)
         return {
-            "loss": combine(per_sample, is_prior, self.prior_weight),
+            "loss": combine(per_sample, is_prior, self.prior_weight(batch["step"])),
             "loss/instance": mean_of(per_sample.detach(), ~is_prior),
             "loss/prior": mean_of(per_sample.detach(), is_prior),  # NaN without class samples
         }
 
+    def target(self, batch: dict[str, Any], noisy: Tensor) -> Tensor:
+        """What is to be predicted, [B, C, h, w]; of class samples what the teacher predicts."""
+        t, places = batch["timesteps"], batch["prior_places"]
+        target = self.objective.target(batch)
+        if self.teacher is None or not len(places):
+            return target
+        taught = self.teacher(noisy[places], t[places], batch["prior_prompts"])
+        return target.index_copy(0, places, taught.to(target.dtype))
+
     def encode(self, prompts: list[str]) -> Tensor:
         """Embeddings of the prompts, [B, L, D]; distinct ones are encoded once, gradients flow."""
         (text_encoder,) = self._text_encoder
-        if "text_encoder" in self.trained:
+        training = self._groups.keys() if self._training_groups is None else self._training_groups
+        if not {TEXT_ENCODER, EMBEDDING}.isdisjoint(training):
             return encode_prompts(self.tokenizer, text_encoder, prompts, self.device)
         for prompt in dict.fromkeys(prompts):
             if prompt not in self._embeddings:  # alone: a value must not depend on its company
@@ -104,38 +133,100 @@ class DreamBoothModule(pl.LightningModule):
         self, batch: dict[str, Any], dataloader_idx: int
     ) -> dict[str, Any]:
         """Draw on the CPU, before the batch moves: the same numbers whatever the device."""
-        latents, noise, timesteps = draw(batch, self.seed, len(self.schedule))
-        tensors = {
-            "latents": latents,
-            "noise": noise,
-            "timesteps": timesteps,
-            "is_prior": batch["is_prior"],
-        }
+        tensors = self.objective.draw(batch, self.seed)
+        tensors |= {name: batch[name] for name in ("is_prior", "weight", "mask")}
+        tensors["prior_places"] = batch["is_prior"].nonzero().flatten()
         if self.device.type == "cuda":
-            tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
-        return {**tensors, "prompts": batch["prompts"], "step": batch["step"]}
+            tensors = {n: None if x is None else x.pin_memory() for n, x in tensors.items()}
+        prompts = zip(batch["prompts"], batch["is_prior"].tolist(), strict=True)
+        names = ("prompts", "names", "index", "step")
+        texts: dict[str, Any] = {name: batch[name] for name in names}
+        texts["prior_prompts"] = [prompt for prompt, is_prior in prompts if is_prior]
+        return {**tensors, **texts}
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Give and take gradients where a phase begins."""
+        self.begin_step(self.trainer.global_step)
+
+    def begin_step(self, step: int) -> None:
+        """Let those parameters require gradients that step 0, 1, ... trains."""
+        training = {group for group in self._groups if self.phases.trains(group, step)}
+        if training == self._training_groups:
+            return
+        if self._training_groups is None or self._training_groups == {EMBEDDING}:
+            self._begin_all(step, alone=training == {EMBEDDING})
+        self._training_groups = training
+        self._embeddings.clear()
+        for group, parameters in self._groups.items():
+            for parameter in parameters:
+                parameter.requires_grad_(group in training)
+                parameter.grad = None
+
+    def _begin_all(self, step: int, alone: bool) -> None:
+        """Where the embedding is trained alone, or was until this step.
+
+        The optimizer then starts afresh: its counts and rates, where it has some that all groups
+        share, are about one embedding. Rows that are not trained are kept: weight decay and
+        moments in 8 bit would move them without any gradient.
+        """
+        embedding = embedding_of(self.trained[TEXT_ENCODER]) if EMBEDDING in self._groups else None
+        self._resting_rows = embedding.detach().clone() if alone and embedding is not None else None
+        if 0 < step == self.phases.pivotal:
+            for optimizer in self.trainer.optimizers:
+                start_afresh(optimizer, self._counts)
 
     def on_fit_start(self) -> None:
         """Trained parts in training mode (checkpointing needs it), a frozen one on the device."""
         self.trained.train()
         self._embeddings.clear()
-        if "text_encoder" not in self.trained:
-            self._text_encoder[0].to(self.device)
+        self._text_encoder[0].to(self.device)
+        if self.teacher is not None:
+            self.teacher.to(self.device)
 
     def on_train_start(self) -> None:
         """The clock of the first micro-batch; Lightning calls this after the callbacks."""
+        self.let_optimizer("train")
         self.batch_began = time.perf_counter()
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """The clock of the next micro-batch; Lightning calls this after the callbacks."""
         self.batch_began = time.perf_counter()
 
+    def let_optimizer(self, mode: str) -> None:
+        """Tell a schedule-free optimizer which weights are wanted: "train" or "eval" ones.
+
+        In training they are the former; whoever looks at the result wants the latter.
+        """
+        for optimizer in self.trainer.optimizers:
+            if callable(change := getattr(optimizer, mode, None)):
+                change()
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step; while the identifiers' rows are trained alone, the others stay what they were."""
+        super().optimizer_step(*args, **kwargs)
+        if self._resting_rows is not None:
+            embedding = embedding_of(self.trained[TEXT_ENCODER])
+            for optimizer in self.trainer.optimizers:
+                average = optimizer.state[embedding].get("z")  # a schedule-free one's
+                for tensor in (embedding.data, average):
+                    if tensor is not None:
+                        restore_rows(tensor, self._resting_rows, self.phases.tokens)
+        self.weights_are_whole = True
+
     def configure_optimizers(self) -> Any:
-        """AdamW and its schedule; fused unless a gradient scaler has to see the gradients first."""
-        fused = False if getattr(self.trainer.precision_plugin, "scaler", None) else None
+        """Optimizer and schedule; fused unless a gradient scaler has to see the gradients first."""
+        self._scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        fused = False if self._scaled else None
         trained = dict(self.trained.items())
-        optimizer = build_optimizer(trained, self.optimizer_settings, fused)
-        schedule = build_schedule(optimizer, self.optimizer_settings)
+        optimizer = build_optimizer(trained, self.optimizer_settings, self.phases, fused)
+        if self._scaled and getattr(optimizer, "_step_supports_amp_scaling", False):
+            raise UserError(
+                "training.optimizer_arguments: a fused optimizer unscales inside its step, where "
+                "clipping cannot see the gradients; leave fused out with training.precision="
+                "16-mixed, or take bf16-mixed"
+            )
+        self._counts = counts_of(optimizer)
+        schedule = build_schedule(optimizer, self.optimizer_settings, self.phases)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def configure_gradient_clipping(
@@ -144,11 +235,35 @@ class DreamBoothModule(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip by the norm over all trained parameters; the one norm is computed once and kept."""
+        """Clip by the norm over all trained parameters, computed once and kept.
+
+        Without gradients the optimizer changes nothing: so a step that is not finite is skipped.
+        """
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        if self._training_groups == {EMBEDDING}:
+            gradient = embedding_of(self.trained[TEXT_ENCODER]).grad
+            if gradient is not None:
+                keep_rows_only(gradient, self.phases.tokens)
         gradients = [p.grad for p in parameters if p.grad is not None]
         self.gradient_norm = torch.nn.utils.get_total_norm(gradients)
-        if gradient_clip_algorithm == "value":
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        if not self.guard.step_is_good(self.gradient_norm, self._scaled, self._any_process):
+            for parameter in parameters:
+                parameter.grad = None
+            self.trainer.should_stop |= self.guard.hopeless is not None
         elif gradient_clip_val:
             torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, self.gradient_norm)
+        self.weights_are_whole = False
+
+    def _any_process(self, skipped: bool) -> bool:
+        """Whether any process says so. Norms are equal everywhere; losses, which a scaler has us
+        look at, are each process's own."""
+        if not self._scaled or self.trainer.world_size == 1:
+            return skipped
+        return self.trainer.strategy.reduce_boolean_decision(skipped, all=False)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """The steps in a row that were not finite: a resumed run counts on from them."""
+        checkpoint[BAD_STEPS] = list(self.guard.bad_steps)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.guard.bad_steps = list(checkpoint.get(BAD_STEPS, []))

@@ -1,52 +1,191 @@
 """Optimizer and learning-rate schedule."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from ldm.errors import UserError
+from ldm.training.phases import EMBEDDING, TEXT_ENCODER, THROUGHOUT, Phases, groups_of
+
 Schedule = Literal["constant", "linear", "cosine"]
+Groups = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class OptimizerSettings:
-    """AdamW (arXiv 1711.05101) with a warm-up and a schedule over `steps` optimizer steps."""
+    """An optimizer with a warm-up and a schedule over `steps` optimizer steps.
+
+    optimizer: a name of OPTIMIZERS, or any other for what `custom(params=groups, lr=...,
+    **arguments)` makes.
+    """
 
     learning_rate: float
     steps: int
     text_encoder_learning_rate: float | None = None  # None: the same as the UNet's
-    betas: tuple[float, float] = (0.9, 0.999)
+    pivotal_learning_rate: float = 1e-3  # of the embedding while it is trained alone
+    betas: tuple[float, float] | None = None  # None: the optimizer's own
     weight_decay: float = 0.01
     warmup: int = 0  # steps over which the learning rate rises
     schedule: Schedule = "constant"
+    optimizer: str = "adamw"
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    custom: Callable[..., torch.optim.Optimizer] | None = None
+
+    @property
+    def text_rate(self) -> float:
+        rate = self.text_encoder_learning_rate
+        return self.learning_rate if rate is None else rate
 
 
 def build_optimizer(
-    modules: Mapping[str, nn.Module], settings: OptimizerSettings, fused: bool | None = None
-) -> torch.optim.AdamW:
-    """One AdamW with one named parameter group per module, in the order of `modules`.
+    modules: Mapping[str, nn.Module],
+    settings: OptimizerSettings,
+    phases: Phases = THROUGHOUT,
+    fused: bool | None = None,
+) -> torch.optim.Optimizer:
+    """One optimizer with one named parameter group per module, in the order of `modules`.
 
-    fused: None lets it be fused where all parameters lie on the CPU or a CUDA device. (Not with a
+    Where the embedding is first trained alone it is a group of its own, "embedding". fused: AdamW
+    only; None lets it be fused where all parameters lie on the CPU or a CUDA device. (Not with a
     gradient scaler: a fused step unscales inside, where clipping cannot see the gradients.)
+    UserError: the optimizer does not take its arguments.
     """
-    groups: list[dict[str, Any]] = []
-    for name, module in modules.items():
-        rate = settings.learning_rate
-        if name.startswith("text_encoder") and settings.text_encoder_learning_rate is not None:
-            rate = settings.text_encoder_learning_rate
-        trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        groups.append({"params": trained, "lr": rate, "name": name})
+    rates = {TEXT_ENCODER: settings.text_rate, EMBEDDING: settings.text_rate}
+    groups: Groups = [
+        {"params": parameters, "lr": rates.get(name, settings.learning_rate), "name": name}
+        for name, parameters in groups_of(modules, phases.pivotal > 0).items()
+    ]
+    return make_optimizer(groups, settings, fused)
+
+
+def make_optimizer(
+    groups: Groups, settings: OptimizerSettings, fused: bool | None = None
+) -> torch.optim.Optimizer:
+    """The optimizer of these parameter groups. UserError: it does not take its arguments."""
     if fused is None:
-        parameters = [p for module in modules.values() for p in module.parameters()]
+        parameters = [p for group in groups for p in group["params"]]
         fused = all(parameter.device.type in ("cpu", "cuda") for parameter in parameters)
-    first, second = settings.betas
-    return torch.optim.AdamW(
-        groups, betas=(first, second), weight_decay=settings.weight_decay, fused=fused
-    )
+    name = settings.optimizer
+    try:
+        if settings.custom:
+            return settings.custom(params=groups, lr=settings.learning_rate, **settings.arguments)
+        return OPTIMIZERS[name](groups, settings, fused)
+    except (TypeError, ValueError, AssertionError) as error:
+        raise UserError(
+            f"training.optimizer={name} cannot be made with training.optimizer_arguments="
+            f"{dict(settings.arguments)}, training.betas and training.weight_decay: {error}"
+        ) from error
+
+
+def _adamw(groups: Groups, settings: OptimizerSettings, fused: bool) -> torch.optim.Optimizer:
+    """AdamW (arXiv 1711.05101)."""
+    return torch.optim.AdamW(groups, **{"fused": fused, **_usual(settings)})
+
+
+def _adamw_8bit(groups: Groups, settings: OptimizerSettings, fused: bool) -> torch.optim.Optimizer:
+    """AdamW with moments in 8 bit (arXiv 2110.02861): 2 bytes a weight instead of 8."""
+    import bitsandbytes
+
+    return bitsandbytes.optim.AdamW8bit(groups, **_usual(settings))
+
+
+def _adafactor(groups: Groups, settings: OptimizerSettings, fused: bool) -> torch.optim.Optimizer:
+    """Adafactor (arXiv 1804.04235): the second moment as rows times columns, no first one."""
+    decay = {"weight_decay": settings.weight_decay}
+    return torch.optim.Adafactor(groups, **{**decay, **settings.arguments})
+
+
+def _prodigy(groups: Groups, settings: OptimizerSettings, fused: bool) -> torch.optim.Optimizer:
+    """Prodigy (arXiv 2306.06101): finds its own rate; the learning rate multiplies it."""
+    import prodigyopt
+
+    return prodigyopt.Prodigy(groups, **_usual(settings))
+
+
+def _schedule_free(
+    groups: Groups, settings: OptimizerSettings, fused: bool
+) -> torch.optim.Optimizer:
+    """Schedule-free AdamW (arXiv 2405.15682): averages the weights instead of a falling rate."""
+    import schedulefree
+
+    return schedulefree.AdamWScheduleFree(groups, **_usual(settings))
+
+
+def _lion(groups: Groups, settings: OptimizerSettings, fused: bool) -> torch.optim.Optimizer:
+    """Lion (arXiv 2302.06675): the sign of the momentum; wants a third to a tenth of the rate."""
+    import lion_pytorch
+
+    return lion_pytorch.Lion(groups, **_usual(settings))
+
+
+OPTIMIZERS: dict[str, Callable[[Groups, OptimizerSettings, bool], torch.optim.Optimizer]] = {
+    "adamw": _adamw,
+    "adamw_8bit": _adamw_8bit,
+    "adafactor": _adafactor,
+    "prodigy": _prodigy,
+    "schedule_free_adamw": _schedule_free,
+    "lion": _lion,
+}
+PACKAGES = {  # what the optimizers need beside torch: module -> as pip knows it
+    "adamw_8bit": "bitsandbytes",
+    "prodigy": "prodigyopt",
+    "schedule_free_adamw": "schedulefree",
+    "lion": "lion_pytorch",
+}
+
+
+def _usual(settings: OptimizerSettings) -> dict[str, Any]:
+    """What every relative of Adam takes; given arguments go on top."""
+    usual: dict[str, Any] = {"weight_decay": settings.weight_decay}
+    if settings.betas is not None:
+        usual["betas"] = settings.betas
+    return {**usual, **settings.arguments}
+
+
+def hints(settings: OptimizerSettings, phases: Phases) -> Iterator[str]:
+    """Settings that this optimizer is hardly meant to have."""
+    rates = {"training.learning_rate": settings.learning_rate}
+    if phases.pivotal:
+        rates["training.pivotal_learning_rate"] = settings.pivotal_learning_rate
+    if settings.optimizer == "prodigy":
+        for key, rate in rates.items():
+            if rate < 0.1:
+                yield f"{key}={rate:g} multiplies the rate that prodigy finds itself: 1.0 is meant"
+    if settings.optimizer == "schedule_free_adamw" and settings.schedule != "constant":
+        yield (
+            f"training.schedule={settings.schedule}: schedule_free_adamw does without a falling "
+            "rate; constant is meant"
+        )
+    if settings.optimizer == "adafactor" and settings.betas is not None:
+        yield "training.betas: adafactor has none"
+
+
+def counts_of(optimizer: torch.optim.Optimizer) -> Groups:
+    """What an optimizer keeps in its groups but for their parameters and learning rates."""
+    other = ("params", "lr", "initial_lr", "name")
+    return [
+        {key: value for key, value in group.items() if key not in other}
+        for group in optimizer.param_groups
+    ]
+
+
+def start_afresh(optimizer: torch.optim.Optimizer, counts: Groups) -> None:
+    """Forget all moments and averages; `counts`: the groups' own of the beginning (`counts_of`).
+
+    Weights and learning rates stay; what a schedule-free optimizer goes on from is its average.
+    """
+    if callable(average := getattr(optimizer, "eval", None)):
+        average()
+    optimizer.state.clear()
+    for group, own in zip(optimizer.param_groups, counts, strict=True):
+        group.update(own)
+    if callable(train := getattr(optimizer, "train", None)):
+        train()
 
 
 def rate_factor(step: int, settings: OptimizerSettings) -> float:
@@ -67,6 +206,25 @@ def rate_factor(step: int, settings: OptimizerSettings) -> float:
     return 0.5 * (1 - math.cos(math.pi * remaining))
 
 
-def build_schedule(optimizer: torch.optim.Optimizer, settings: OptimizerSettings) -> LambdaLR:
-    """Learning-rate schedule, stepped once per optimizer step; all groups follow `rate_factor`."""
-    return LambdaLR(optimizer, lambda step: rate_factor(step, settings))
+def group_factor(group: str, step: int, settings: OptimizerSettings, phases: Phases) -> float:
+    """What a group's first rate is multiplied by in step 0, 1, ...; 0 while it is not trained."""
+    if not phases.trains(group, step):
+        return 0.0
+    if step < phases.pivotal:  # the embedding alone, at its own constant rate
+        return settings.pivotal_learning_rate / settings.text_rate
+    return rate_factor(step - phases.pivotal, settings)
+
+
+def build_schedule(
+    optimizer: torch.optim.Optimizer, settings: OptimizerSettings, phases: Phases = THROUGHOUT
+) -> LambdaLR:
+    """Learning-rate schedule, stepped once per optimizer step; each group as in `group_factor`.
+
+    Warm-up and schedule begin after the steps that train the embedding alone.
+    """
+    after = replace(settings, steps=settings.steps - phases.pivotal)
+
+    def factor_of(group: str) -> Callable[[int], float]:
+        return lambda step: group_factor(group, step, after, phases)
+
+    return LambdaLR(optimizer, [factor_of(group["name"]) for group in optimizer.param_groups])

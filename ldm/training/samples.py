@@ -6,16 +6,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from PIL import Image
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import nn
 
-from ldm.checkpoint.files import explain_disk_errors, flush, put_in_place, staging_path
+from ldm.checkpoint.files import explain_disk_errors, flush, staging
+from ldm.errors import UserError
 from ldm.sampling.metadata import png_info
-from ldm.training.steps import StepCallback, is_due
+from ldm.training.average import weights_to_look_at
+from ldm.training.loggers import Guarded
+from ldm.training.steps import StepCallback, is_due, share_failure
 
 log = logging.getLogger(__name__)
 
@@ -37,8 +39,8 @@ class SampleGrid(StepCallback):
 
     draw: device -> the labelled grid; it uses the networks that are being trained. every: 0 for
     none. settings: the picture's provenance, as `png_info` takes it; the step is added. The picture
-    also goes to TensorBoard and W&B. A failure at the first grid of a run stops
-    it; a later one is logged and training goes on, since by then there is something to lose.
+    also goes to TensorBoard and W&B. A failure at step 0 stops the run, in all processes; a later
+    one is logged and training goes on, since by then there is something to lose.
     """
 
     def __init__(
@@ -53,7 +55,6 @@ class SampleGrid(StepCallback):
         self.every = every
         self.draw = draw
         self.settings = settings
-        self._drawn = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
@@ -63,38 +64,33 @@ class SampleGrid(StepCallback):
     def on_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
         if not is_due(step, self.every, trainer):
             return
+        failure = None
         if trainer.is_global_zero:
             try:
-                with undisturbed(pl_module):
+                with undisturbed(pl_module), weights_to_look_at(trainer.optimizers[0]):
                     grid = self.draw(pl_module.device)
                 path = self.folder / f"step-{step:06d}.png"
                 save_picture(grid, path, {**self.settings, "step": step})
-                log_picture(trainer, "samples", grid, step)
-            except Exception:
-                if not self._drawn:
-                    raise
-                log.exception("no sample grid at step %d; training goes on", step)
-            self._drawn = True
-        trainer.strategy.barrier("samples")
+                for logger in trainer.loggers:
+                    if isinstance(logger, Guarded):
+                        logger.log_picture("samples", grid, step)
+            except Exception as error:
+                if step == 0:
+                    failure = error
+                else:
+                    known = isinstance(error, UserError)
+                    log.error(
+                        "no sample grid at step %d, training goes on: %s",
+                        *(step, error),
+                        exc_info=not known,
+                    )
+        share_failure(trainer, failure)  # the other processes wait here
 
 
 def save_picture(picture: Image.Image, path: Path, settings: Mapping[str, Any]) -> None:
     """Write a PNG with its provenance, staged; makes the folder. UserError: disk not writable."""
     with explain_disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        staged = staging_path(path)
-        picture.save(staged, format="PNG", pnginfo=png_info(settings))
-        flush(staged)
-        put_in_place(staged, path)
-
-
-def log_picture(trainer: pl.Trainer, name: str, picture: Image.Image, step: int) -> None:
-    """Give a picture to each logger that takes pictures (TensorBoard, W&B)."""
-    from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
-
-    for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger):
-            pixels = np.asarray(picture.convert("RGB"))  # H W 3, uint8
-            logger.experiment.add_image(name, pixels, step, dataformats="HWC")
-        elif isinstance(logger, WandbLogger):
-            logger.log_image(name, [picture], step=step)
+        with staging(path) as staged:
+            picture.save(staged, format="PNG", pnginfo=png_info(settings))
+            flush(staged)

@@ -1,8 +1,10 @@
-"""A callback that acts once per optimizer step, whatever the accumulation."""
+"""A callback that acts once per optimizer step, whatever the accumulation; what such share."""
 
 from typing import Any
 
 import pytorch_lightning as pl
+
+from ldm.errors import UserError
 
 
 class StepCallback(pl.Callback):
@@ -33,3 +35,17 @@ class StepCallback(pl.Callback):
 def is_due(step: int, every: int, trainer: pl.Trainer) -> bool:
     """Every `every` steps (0: never), and after the last one."""
     return every > 0 and (step % every == 0 or step == trainer.max_steps)
+
+
+def share_failure(trainer: pl.Trainer, failure: Exception | None) -> None:
+    """Raise what went wrong in the process that writes, in all of them: none waits for another.
+
+    To be called by all processes; `failure` is None in those where nothing went wrong.
+    """
+    failed = failure is not None
+    if trainer.world_size > 1:
+        failed = trainer.strategy.reduce_boolean_decision(failed, all=False)
+    if failure is not None:
+        raise failure
+    if failed:
+        raise UserError("the process that writes could not; its own message says why")

@@ -10,6 +10,8 @@ import pytorch_lightning as pl
 from pytorch_lightning.loggers import Logger
 
 from ldm.checkpoint import ResumeIO
+from ldm.training.loggers import Guarded
+from ldm.training.ranks import watch_ranks
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +34,8 @@ def make_trainer(
     precision: fp32 | bf16-mixed | 16-mixed (on a CPU, Lightning makes bf16 of it; a log line says
     so). hardware: passed on to the Trainer (accelerator, devices, num_nodes, strategy,
     deterministic). callbacks keep their order: Interrupt, Metrics, TrainingProgress, SampleGrid,
-    Snapshots, ResumeState. Go on with `trainer.fit(module, loader, ckpt_path=point.path)`.
+    Snapshots, ResumeState. A logger that fails is dropped, a process that dies ends the others
+    (`Guarded`, `watch_ranks`). Go on with `trainer.fit(module, loader, ckpt_path=point.path)`.
     """
     _quieten_lightning()
     trainer = pl.Trainer(
@@ -40,7 +43,7 @@ def make_trainer(
         max_steps=steps,
         max_epochs=-1,
         callbacks=list(callbacks),
-        logger=list(loggers) or False,
+        logger=[Guarded(logger) for logger in loggers] or False,
         accumulate_grad_batches=accumulate,
         gradient_clip_val=gradient_clip,
         precision=PRECISIONS[precision],  # type: ignore[arg-type]
@@ -52,6 +55,7 @@ def make_trainer(
         num_sanity_val_steps=0,
         **(hardware or {}),
     )
+    watch_ranks(trainer, run)
     if precision == "16-mixed" and trainer.precision == "bf16-mixed":
         log.warning("training.precision=16-mixed: this device has no 16-mixed, bf16-mixed is used")
     return trainer
@@ -64,6 +68,7 @@ def _quieten_lightning() -> None:
     for hint in (
         ".*does not have many workers.*",
         ".*AMP with fp16 is not supported on CPU.*",
+        ".*lr_scheduler.step\\(\\)` before `optimizer.step.*",  # where a scaler skips
         ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
     ):
         warnings.filterwarnings("ignore", message=hint)

@@ -8,26 +8,42 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from ldm.data.dataset import Batch, TrainingSet
+from ldm.data.dataset import Batch, Pictures, TrainingSet
 from ldm.data.latents import Latents
 from ldm.errors import UserError
+from ldm.randomness import generator
 
 
-def latents(count: int, variants: int, base: int) -> Latents:
-    """Latents whose mean tells picture and variant apart: base + 10 * picture + variant."""
+def latents(count: int, variants: int, base: int, masked: bool = False) -> Latents:
+    """Latents whose mean tells picture and variant apart: base + 10 * picture + variant; so does
+    the mask, as a hundredth of it."""
     label = base + 10 * torch.arange(count)[:, None] + torch.arange(variants)[None]
     mean = label.view(count, variants, 1, 1, 1).expand(-1, -1, 4, 2, 3).float()
-    return Latents(mean, mean + 0.5, [f"{base + n}.png" for n in range(count)])
+    names = [f"{base + n}.png" for n in range(count)]
+    return Latents(mean, mean + 0.5, names, mean[:, :, :1] / 100 if masked else None)
+
+
+def prompts_of(count: int, word: str = "") -> list[list[str]]:
+    return [[f"{word}{n}{letter}" for letter in "ab"] for n in range(count)]
 
 
 SUBJECT = latents(5, 3, base=0)
 CLASS = latents(21, 2, base=1000)
-PROMPTS = [[f"{n}{letter}" for letter in "ab"] for n in range(5)]
+PROMPTS = prompts_of(5)
+
+
+def pictures_of(latents: Latents, prompts: list[list[str]] = PROMPTS, **options: Any) -> Pictures:
+    return Pictures(latents, prompts, **options)
+
+
+def class_pictures(latents: Latents = CLASS, number: int = 0) -> Pictures:
+    prompts = [["a robot"]] * len(latents)
+    return Pictures(latents, prompts, purpose="class_picture", number=number)
 
 
 def training_set(**options: Any) -> TrainingSet:
     options = {"batch": 4, "prior_batch": 8, "seed": 7} | options
-    return TrainingSet(SUBJECT, PROMPTS, CLASS, "a robot", **options)
+    return TrainingSet([pictures_of(SUBJECT)], [class_pictures()], **options)
 
 
 def samples(batches: list[Batch]) -> dict[tuple[int, int], tuple]:
@@ -51,13 +67,14 @@ def stream(steps: int, **options: Any) -> dict[tuple[int, int], tuple]:
 
 def test_micro_batch_layout():
     batch = next(iter(training_set()))
-    assert set(batch) == {"mean", "std", "prompts", "names", "is_prior", "index", "step"}
+    assert set(batch) == set(Batch.__annotations__)
     assert batch["mean"].shape == batch["std"].shape == (12, 4, 2, 3)
     assert batch["mean"].dtype == torch.float32
     assert batch["is_prior"].tolist() == [False] * 4 + [True] * 8
     assert batch["is_prior"].dtype == torch.bool and batch["index"].dtype == torch.int64
     assert batch["index"].tolist() == list(range(12))
-    assert batch["step"] == 0
+    assert batch["step"] == 0 and batch["mask"] is None
+    assert batch["weight"].tolist() == [1.0] * 12 and batch["weight"].dtype == torch.float32
     for n in range(12):
         value, name = int(batch["mean"][n, 0, 0, 0]), batch["names"][n]
         picture, variant = divmod(value % 1000, 10)
@@ -70,7 +87,7 @@ def test_micro_batch_layout():
 
 
 def test_without_prior():
-    found = TrainingSet(SUBJECT, PROMPTS, batch=2, prior_batch=8)
+    found = TrainingSet([pictures_of(SUBJECT)], batch=2, prior_batch=8)
     batch = next(iter(found))
     assert batch["index"].tolist() == [0, 1] and not batch["is_prior"].any()
 
@@ -88,6 +105,23 @@ def test_every_picture_is_used_equally_often(kind):
     assert set(Counter(names).values()) == {steps * per_step // count}
 
 
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_what_is_drawn_is_a_function_of_seed_step_and_index(accumulate):
+    found = stream(12, accumulate=accumulate)
+    for (step, index), (value, prompt, name, _) in found.items():
+        prior = index >= 4
+        purpose, count, batch = ("class_picture", 21, 8) if prior else ("picture", 5, 4)
+        epoch, position = divmod(step * batch + index - (4 if prior else 0), count)
+        picture = int(torch.randperm(count, generator=generator(7, purpose, epoch))[position])
+        draw = generator(7, "variant", step, index)
+        variant = int(torch.randint(2 if prior else 3, (), generator=draw))
+        base = 1000 if prior else 0
+        assert (value, name) == (base + 10 * picture + variant, f"{base + picture}.png")
+        draw = generator(7, "caption", step, index)
+        place = int(torch.randint(2, (), generator=draw))
+        assert prompt == ("a robot" if prior else PROMPTS[picture][place])
+
+
 def test_every_variant_and_prompt_is_drawn():
     found = stream(100)
     assert len({sample[0] for sample in found.values()}) == 5 * 3 + 21 * 2
@@ -97,7 +131,7 @@ def test_every_variant_and_prompt_is_drawn():
 
 
 def test_variant_and_prompt_are_drawn_apart():
-    found = TrainingSet(latents(1, 2, base=0), [["x", "y"]])
+    found = TrainingSet([pictures_of(latents(1, 2, base=0), [["x", "y"]])])
     pairs = Counter(
         (batch["mean"][0, 0, 0, 0].item(), batch["prompts"][0]) for batch in islice(found, 200)
     )
@@ -105,7 +139,8 @@ def test_variant_and_prompt_are_drawn_apart():
 
 
 def test_subject_and_class_pictures_are_drawn_apart():
-    found = TrainingSet(SUBJECT, PROMPTS, latents(5, 1, base=1000), "a robot", prior_batch=1)
+    classes = [class_pictures(latents(5, 1, base=1000))]
+    found = TrainingSet([pictures_of(SUBJECT)], classes, prior_batch=1)
     pairs = {tuple(batch["names"]) for batch in islice(found, 100)}
     assert len(pairs) > 15  # of 25; five, were the permutations the same
 
@@ -151,7 +186,7 @@ def test_seed_matters_and_global_state_does_not():
 
 
 def test_subject_samples_do_not_depend_on_the_prior():
-    alone = samples(list(islice(TrainingSet(SUBJECT, PROMPTS, batch=4, seed=7), 5)))
+    alone = samples(list(islice(TrainingSet([pictures_of(SUBJECT)], batch=4, seed=7), 5)))
     assert alone == {where: sample for where, sample in stream(5).items() if not sample[3]}
 
 
@@ -178,12 +213,25 @@ def test_batches_that_cannot_be_dealt_out(options, message):
 
 
 def test_arguments_that_do_not_fit_together():
+    subject = pictures_of(SUBJECT)
+    with pytest.raises(ValueError, match="one subject"):
+        TrainingSet([])
     with pytest.raises(ValueError, match="4 lists of prompts"):
-        TrainingSet(SUBJECT, PROMPTS[:4])
+        pictures_of(SUBJECT, PROMPTS[:4])
     with pytest.raises(ValueError, match="prompts for each"):
-        TrainingSet(SUBJECT, [*PROMPTS[:4], []])
+        pictures_of(SUBJECT, [*PROMPTS[:4], []])
+    with pytest.raises(ValueError, match="got 0 pictures"):
+        pictures_of(latents(0, 1, base=0), [])
+    for weight in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="weight"):
+            pictures_of(SUBJECT, weight=weight)
     with pytest.raises(ValueError, match="rank"):
         training_set(rank=1)
     other = Latents(torch.zeros(2, 1, 4, 9, 9), torch.ones(2, 1, 4, 9, 9), ["a", "b"])
     with pytest.raises(ValueError, match=r"\(4, 9, 9\)"):
-        TrainingSet(SUBJECT, PROMPTS, other, "a robot", prior_batch=1)
+        TrainingSet([subject], [class_pictures(other)], prior_batch=1)
+    for dropout in (-0.1, 1.1):
+        with pytest.raises(ValueError, match="caption_dropout"):
+            training_set(caption_dropout=dropout)
+    with pytest.raises(ValueError, match="purpose"):
+        TrainingSet([subject], [pictures_of(CLASS, prompts_of(21))], prior_batch=1)

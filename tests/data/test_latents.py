@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from ldm.data.images import fit, load_picture
-from ldm.data.latents import Latents, encode_pictures
+from ldm.data.latents import Latents, encode_pictures, encode_squares
 from ldm.errors import UserError
 from ldm.randomness import generator
 
@@ -82,6 +82,16 @@ def test_moments_are_the_scaled_posterior(vae, pictures):
         mean, logvar = moments.double().chunk(2, dim=1)
         close(latents.mean[n].double(), mean * 0.5)
         close(latents.std[n].double(), logvar.clamp(-30, 20).mul(0.5).exp() * 0.5)
+
+
+def test_squares_in_memory_are_encoded_as_pictures_are(vae, pictures):
+    squares = torch.stack([fit(load_picture(path), SIDE) for path in pictures])
+    mean, std = encode_squares(vae, squares)
+    latents = encode_pictures(vae, "f", pictures, SIDE)
+    close(mean, latents.mean[:, 0])
+    close(std, latents.std[:, 0])
+    assert mean.shape == (3, 4, 8, 8) and mean.dtype == std.dtype == torch.float32
+    assert not mean.requires_grad and not mean.is_inference()  # the UNet may keep it for backward
 
 
 def test_shift_factor_is_subtracted_before_scaling(vae, pictures):

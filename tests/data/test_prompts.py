@@ -6,7 +6,9 @@ import pytest
 
 from ldm.data.prompts import (
     caption_of,
+    exchange_noun,
     fill,
+    fill_all,
     names_subject,
     prompts_of,
 )
@@ -26,6 +28,74 @@ from ldm.errors import UserError
 )
 def test_fill(template, identifier, expected):
     assert fill(template, identifier) == expected
+
+
+@pytest.mark.parametrize(
+    "template",
+    ["a  [V] robot", "[V]", "a robot ", " [V][V]", "[v] [W] [V]x", "[V1 [V", "a[V]robot"],
+)
+@pytest.mark.parametrize("identifier", ["sks", " sks ", "", r"\1", "[V]"])
+def test_fill_all_with_one_identifier_is_fill(template, identifier):
+    assert fill_all(template, [identifier]) == fill(template, identifier)
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        ("[V] dog beside [V2] robot", "sks dog beside ohwx robot"),
+        ("[V3][V1] [V]", "zwxsks sks"),
+        ("[v2] [V 2] [V-1] [W]", "[v2] [V 2] [V-1] [W]"),
+    ],
+)
+def test_fill_all_with_several(template, expected):
+    assert fill_all(template, ["sks", " ohwx ", "zwx"]) == expected
+
+
+def test_an_empty_identifier_among_several_closes_the_gap():
+    assert fill_all("a [V2] dog and [V] cat", ["sks", ""]) == "a dog and sks cat"
+
+
+def test_a_subject_that_is_not_there_is_named():
+    with pytest.raises(UserError, match=r"'a \[V5\] dog'.* no \[V5\].* is 2: write \[V2\]"):
+        fill_all("a [V5] dog", ["sks", "ohwx"])
+    with pytest.raises(UserError, match=r"no \[V2\].* is 1: write \[V\] at most"):
+        fill_all("a [V2] dog", ["sks"])
+    with pytest.raises(UserError, match=r"no \[V0\]"):
+        fill_all("a [V0] dog", ["sks", "ohwx"])
+    with pytest.raises(ValueError, match="identifier"):
+        fill_all("a dog", [])
+
+
+@pytest.mark.parametrize(
+    ("text", "noun", "other", "expected"),
+    [
+        ("a drawing of a robot", "robot", "dog", "a drawing of a dog"),
+        ("a drawing of a robot", "robot", "elephant", "a drawing of an elephant"),
+        ("An apple and an  Apple", "apple", "dog", "A dog and a  dog"),
+        ("A robot", "robot", "apple", "An apple"),
+        ("a red robot", "robot", "apple", "a red apple"),  # the article is the adjective's
+        ("banana robot", "robot", "apple", "banana apple"),  # no article
+        (
+            "robots, robotic, a robot-like robot's",
+            "robot",
+            "cat",
+            "cats, robotic, a cat-like cat's",
+        ),
+        ("Foxes and puppies", "fox", "bus", "buses and puppies"),
+        ("puppies with toys", "puppy", "toy", "toys with toys"),
+        ("toys", "toy", "puppy", "puppies"),
+        ("a toy   Robot", "toy robot", "old clock", "an old clock"),
+        ("an animal", "animal", "unicorn", "a unicorn"),
+        ("a dog", "dog", "umbrella", "an umbrella"),
+        ("a c++ book", "c++", "[V]", "a [V] book"),
+        ("a r.bot", "r.bot", r"\1", r"a \1"),
+        ("a rxbot", "r.bot", "dog", "a rxbot"),
+        ("a photo", "robot", "dog", "a photo"),
+        ("a photo, s", " ", "dog", "a photo, s"),
+    ],
+)
+def test_exchange_noun(text, noun, other, expected):
+    assert exchange_noun(text, noun, other) == expected
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 import main
 from ldm.evaluation.oracle import Reading
+from ldm.run import finish
 from ldm.sampling.metadata import read_settings
+from ldm.training import DreamBoothModule
 from tests.evaluation.fake import BrightnessOracle
 from tests.workspace import Workspace
 
@@ -111,3 +114,106 @@ def test_a_run_without_evaluation_has_none(place: Workspace) -> None:
     run = place.train("none", evaluation="null")
     assert not (run / "evaluation.json").exists()
     assert (run / "sheet.png").exists()
+
+
+# --- trouble at the end
+
+
+def remove_at_the_end(monkeypatch: pytest.MonkeyPatch, *paths: Path) -> None:
+    """The files go while training runs: all that training needs of them it has by then."""
+    step = DreamBoothModule.training_step
+
+    def training_step(module: DreamBoothModule, batch: Any, batch_idx: int) -> Any:
+        for path in paths:
+            path.unlink(missing_ok=True)
+        return step(module, batch, batch_idx)
+
+    monkeypatch.setattr(DreamBoothModule, "training_step", training_step)
+
+
+def test_a_picture_that_is_gone_is_left_out(
+    place: Workspace, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    remove_at_the_end(monkeypatch, place.pictures / "1.png")
+    run = place.train("two")
+    assert "1.png" in caplog.text and "left out" in caplog.text
+    result = json.loads((run / "evaluation.json").read_text())
+    assert "subject/similarity" in result["base"] and result["ceiling"]["subject/similarity"]
+    assert (run / "sheet.png").exists()
+
+
+def test_when_all_pictures_are_gone_there_is_no_similarity(
+    place: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, read = place.train("whole"), BrightnessOracle.read
+
+    def read_some(oracle: BrightnessOracle, pictures: Any) -> list[Reading]:
+        assert len(pictures), "an oracle need not know what to make of nothing"
+        return read(oracle, pictures)
+
+    monkeypatch.setattr(BrightnessOracle, "read", read_some)
+    remove_at_the_end(monkeypatch, *place.pictures.glob("*.png"))
+    run = place.train("none")
+    expected = json.loads((whole / "evaluation.json").read_text())
+    result = json.loads((run / "evaluation.json").read_text())
+    gone = {"subject/similarity", "class/similarity"}
+    assert expected["base"].keys() - result["base"].keys() == gone
+    assert result["snapshots"]["2"].keys() == result["base"].keys() and result["ceiling"] == {}
+    for metric in result["base"]:
+        assert result["base"][metric] == expected["base"][metric]
+    with Image.open(whole / "sheet.png") as with_strip, Image.open(run / "sheet.png") as without:
+        assert 64 < without.height < with_strip.height - 64, "the grids alone"
+    assert capsys.readouterr().out.count("evaluation  ") == 2, "both ended as usual"
+
+
+def fail_in(name: str, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(finish, name, fail)
+
+
+def test_a_sheet_that_fails_costs_the_sheet(
+    place: Workspace, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fail_in("result_sheet", OSError(28, "No space left on device"), monkeypatch)
+    run = place.train("sheetless")
+    assert "sheet.png: [Errno 28] No space left" in caplog.text
+    assert (run / "evaluation.json").exists() and not (run / "sheet.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(28, "No space left on device"), "evaluation.json: No space left on device; free"),
+        (torch.OutOfMemoryError("CUDA out of memory."), "out of memory"),
+    ],
+)
+def test_numbers_that_fail_for_a_known_reason(
+    error: Exception,
+    said: str,
+    place: Workspace,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with monkeypatch.context() as patch:
+        fail_in("write_json", error, patch)
+        assert place.main("--name", "full") == 2
+    message = capsys.readouterr().err
+    (run,) = place.logs.glob("*_full")
+    assert said in message and "Traceback" not in message
+    assert "training is complete and saved" in message
+    assert f"python main.py --resume {run}" in message
+    assert (run / "snapshots/step-000002/unet.safetensors").exists()
+    assert main.main(["--resume", str(run)]) == 0
+    assert (run / "evaluation.json").exists()
+
+
+def test_numbers_that_fail_for_an_unknown_reason(
+    place: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail_in("measure", RuntimeError("a cosmic ray"), monkeypatch)
+    with pytest.raises(RuntimeError, match="a cosmic ray") as raised:
+        place.main("--name", "ray")
+    (note,) = raised.value.__notes__
+    assert "training is complete and saved" in note and "--resume" in note

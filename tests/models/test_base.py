@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ldm.errors import UserError
-from ldm.models.base import BaseModel, check_resolution, load_base
+from ldm.models.base import BaseModel, check_resolution, frozen_copy, load_base
 
 TinyFolder = Callable[[str], Path]
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -190,3 +190,23 @@ def test_check_resolution(tiny_base_folder: TinyFolder) -> None:
     for resolution, advice in ((33, "32 or 40"), (3, "8 or 16"), (0, "32"), (-8, "32")):
         with pytest.raises(UserError, match=rf"data\.resolution: {resolution} .*use {advice}$"):
             check_resolution(base, resolution)
+
+
+def test_frozen_copy_shares_nothing(tiny_base_folder: TinyFolder) -> None:
+    base = load_base(tiny_base_folder("v"))
+    base.unet.train().requires_grad_(True)
+    copy = frozen_copy(base)
+    assert (copy.source, copy.fingerprint) == (base.source, base.fingerprint)
+    for name in ("unet", "text_encoder", "vae"):
+        own, other = getattr(copy, name), getattr(base, name)
+        assert not own.training and not any(weight.requires_grad for weight in own.parameters())
+        places = {weight.data_ptr() for weight in other.state_dict().values()}
+        assert own.state_dict().keys() == other.state_dict().keys()
+        for key, weight in own.state_dict().items():
+            assert weight.data_ptr() not in places
+            assert torch.equal(weight, other.state_dict()[key])
+    assert base.unet.training and all(weight.requires_grad for weight in base.unet.parameters())
+    assert copy.tokenizer._tokenizer is not base.tokenizer._tokenizer
+    assert copy.tokenizer("a robot")["input_ids"] == base.tokenizer("a robot")["input_ids"]
+    assert copy.scheduler is not base.scheduler
+    assert copy.scheduler.config == base.scheduler.config

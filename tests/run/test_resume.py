@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,8 @@ import pytest
 import torch
 
 import main
+from ldm.checkpoint import find_resume
+from ldm.run.resume import last_step
 from tests.workspace import Workspace, difference, weights
 
 
@@ -45,14 +48,22 @@ def test_resume_refuses_other_values(
     run = place.train("begun", training__steps=1)
     assert main.main(["--resume", str(run), "training.batch=4", "seed=1", "training.steps=2"]) == 2
     message = capsys.readouterr().err
-    assert "training.batch=4, was 2" in message and "seed=1, was 0" in message
-    assert "training.steps" not in message
+    refused, _, allowed = message.partition("these may change:")
+    assert "training.batch=4, was 2" in refused and "seed=1, was 0" in refused
+    assert "training.steps" not in refused and "training.steps=2, was 1" in allowed
     assert main.main(["--resume", str(tmp_path / "none")]) == 2
     assert main.main(["--resume", str(place.pictures)]) == 2
     facts = json.loads((run / "run.json").read_text(encoding="utf-8"))
     (run / "run.json").write_text(json.dumps(facts | {"base_fingerprint": "0"}), encoding="utf-8")
     assert main.main(["--resume", str(run), "training.steps=2"]) == 2
     assert "model.base" in capsys.readouterr().err
+    before = facts["pictures"] | {"1.png": "0", "gone.png": "0"}
+    changed = facts | {"base_fingerprint": "0", "pictures": before}
+    (run / "run.json").write_text(json.dumps(changed), encoding="utf-8")
+    assert main.main(["--resume", str(run), "training.steps=2"]) == 2
+    message = capsys.readouterr().err
+    for said in ("model.base", "pictures gone: gone.png", "pictures changed: 1.png"):
+        assert said in message, "all at once"
 
 
 def test_fewer_steps_than_are_done(place: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
@@ -73,7 +84,7 @@ def test_a_learning_rate_that_will_jump_is_warned_of(
     for run, steps in ((falling, 2), (constant, 3), (falling, 3)):
         caplog.clear()
         assert main.main(["--resume", str(run), f"training.steps={steps}"]) == 0
-        said.append("training.steps=3, was 2" in caplog.text)
+        said.append("training.schedule=linear change from step 2 on" in caplog.text)
     assert said == [False, False, True]
 
 
@@ -86,3 +97,136 @@ def test_results_of_an_earlier_end_go_when_training_goes_on(place: Workspace) ->
     assert all(path.exists() for path in results), "there was nothing left to train"
     assert main.main(["--resume", str(run), "training.steps=3"]) == 0
     assert not any(path.exists() for path in results)
+
+
+def test_a_finished_run_says_so(
+    place: Workspace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = place.train("done")
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    shutil.rmtree(place.pictures)  # they are not needed to say it
+    capsys.readouterr()
+    assert main.main(["--resume", str(run)]) == 0
+    said = capsys.readouterr().out
+    assert "is finished: all of its 2 steps are done" in said
+    assert f"python main.py --resume {run} training.steps=N, with N above 2" in said
+    assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "schedule_free_adamw"])
+def test_what_was_not_measured_or_drawn_is(
+    place: Workspace, capsys: pytest.CaptureFixture[str], optimizer: str
+) -> None:
+    del place.settings["evaluation"]
+    run = place.train(
+        "done",
+        evaluation__oracle="tests.evaluation.fake:BrightnessOracle",
+        training__optimizer=optimizer,
+        training__learning_rate=0.05,
+        samples__every=1,
+        samples__prompts="a [V] robot",
+    )
+    numbers = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
+    sheet = (run / "sheet.png").read_bytes()
+    (run / "evaluation.json").unlink()
+    assert main.main(["--resume", str(run)]) == 0
+    assert json.loads((run / "evaluation.json").read_text(encoding="utf-8")) == numbers
+    (run / "sheet.png").unlink()
+    assert main.main(["--resume", str(run)]) == 0
+    assert (run / "sheet.png").read_bytes() == sheet
+    capsys.readouterr()
+    assert main.main(["--resume", str(run)]) == 0
+    assert "is finished" in capsys.readouterr().out
+
+
+def test_a_crash_costs_what_was_not_saved(
+    place: Workspace, caplog: pytest.LogCaptureFixture
+) -> None:
+    straight = place.train("straight", training__steps=6)
+    run = place.train("crashed", training__steps=5, training__save_every=3)
+    shutil.copy(run / "resume.previous.ckpt", run / "resume.ckpt")  # as killed after step 5
+    (run / "metrics.csv").open("a").write("6,0.")
+    for left in (".resume.ckpt.staging", "snapshots/.step-000099.staging"):
+        (run / left).mkdir()
+    with caplog.at_level(logging.INFO):
+        assert main.main(["--resume", str(run), "training.steps=6"]) == 0
+    assert (
+        "going on after step 3 of 6; steps done after it that were lost and are repeated: 3 "
+        "(at most training.save_every=3)"
+    ) in caplog.text
+    assert difference(straight, run, step=6) == 0
+    assert not list(run.rglob("*.staging"))
+    assert last_step(run) == 6
+
+
+def test_a_damaged_state_is_set_aside_and_the_one_before_used(
+    place: Workspace, caplog: pytest.LogCaptureFixture
+) -> None:
+    straight = place.train("straight", training__steps=3)
+    run = place.train("damaged", training__steps=2)
+    newest = run / "resume.ckpt"
+    newest.write_bytes(newest.read_bytes()[:-1])
+    broken = newest.read_bytes()
+    assert main.main(["--resume", str(run), "training.steps=3"]) == 0
+    assert f"{newest} is damaged: its size" in caplog.text
+    assert "resume.previous.ckpt, of step 1, is used" in caplog.text
+    assert caplog.text.count("is damaged") == 1, "known, it is no longer in the way"
+    assert (run / "resume.damaged.ckpt").read_bytes() == broken
+    assert difference(straight, run, step=3) == 0
+    newest.unlink()
+    point = find_resume(run)
+    assert point is not None and point.step == 2
+
+
+def test_accumulation_may_change(place: Workspace, caplog: pytest.LogCaptureFixture) -> None:
+    whole = place.train("whole", training__steps=4)
+    run = place.train("parted", training__steps=2)
+    with caplog.at_level(logging.INFO):
+        words = ["training.steps=4", "training.accumulate=2"]
+        assert main.main(["--resume", str(run), *words]) == 0
+    assert "training.accumulate=2, was 1 (the samples are the same" in caplog.text
+    assert last_step(run) == 4
+    assert 0 < difference(whole, run, step=4) < 2e-4, "but for rounding"
+
+
+def test_pictures_may_move_but_not_change(
+    place: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = place.train("begun", training__steps=1, prior__folder=place.pictures)
+    moved = place.folder / "moved"
+    shutil.copytree(place.pictures, moved)
+    words = ["--resume", str(run), f"subject.pictures={moved}", f"prior.folder={moved}"]
+    assert main.main([*words, "training.steps=2"]) == 0
+    (moved / "0.txt").write_text("a photo of [V] robot", encoding="utf-8")
+    (moved / "2.png").rename(moved / "3.png")
+    capsys.readouterr()
+    assert main.main([*words, "training.steps=3"]) == 2
+    message = capsys.readouterr().err
+    for said in (
+        "pictures gone: 2.png",
+        "pictures new: 3.png",
+        "prompts changed: 0.png",
+        "class pictures gone: 2.png",
+    ):
+        assert said in message
+    assert main.main(["--resume", str(run), "prior.folder=null", "training.steps=3"]) == 2
+    assert "prior.folder=None" in capsys.readouterr().err
+
+
+def test_without_run_json_it_is_made_again(
+    place: Workspace, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = place.train("begun", training__steps=1)
+    facts = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    (run / "run.json").write_text("{", encoding="utf-8")
+    assert main.main(["--resume", str(run), "training.steps=2"]) == 0
+    assert "base and pictures are not compared" in caplog.text
+    again = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    assert again["pictures"] == facts["pictures"]
+
+
+def test_the_last_step_of_what_is_left_of_a_file(tmp_path: Path) -> None:
+    assert last_step(tmp_path) == 0
+    for text, last in (("step,loss\n", 0), ("step,loss\n1,2\n2,3\n", 2), ("step\n7,\x00", 7)):
+        (tmp_path / "metrics.csv").write_text(text, encoding="utf-8")
+        assert last_step(tmp_path) == last

@@ -10,9 +10,16 @@ from PIL import Image
 
 from ldm.errors import UserError
 from ldm.models.base import BaseModel, load_base
-from ldm.sampling import prior
+from ldm.randomness import seed_of
 from ldm.sampling.metadata import read_settings
-from ldm.sampling.prior import class_image_folder, class_images, count_missing, make_class_images
+from ldm.sampling.prior import (
+    ClassImageMaker,
+    class_image_folder,
+    class_image_settings,
+    class_images,
+    count_missing,
+    make_class_images,
+)
 
 PROMPT = "a drawing of a robot"
 
@@ -26,18 +33,30 @@ def base(tiny_base_folder: Callable[[str], Path]) -> BaseModel:
 def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The first index of every batch that is sampled."""
     made: list[int] = []
-    original = prior._make_batch
+    original = ClassImageMaker.make
 
-    def spy(base: BaseModel, about: Any, first: int, batch: int) -> Any:
-        made.append(first)
-        return original(base, about, first, batch)
+    def spy(maker: ClassImageMaker, number: int) -> Any:
+        made.append(number * maker.batch)
+        return original(maker, number)
 
-    monkeypatch.setattr(prior, "_make_batch", spy)
+    monkeypatch.setattr(ClassImageMaker, "make", spy)
     return made
 
 
 def make(base: BaseModel, root: Path, count: int, **changes: Any) -> list[Path]:
-    return make_class_images(base, PROMPT, count, root, **({"batch": 3, "steps": 2} | changes))
+    """`changes`: of the settings, of the batch, or of make_class_images' own arguments."""
+    size = changes.pop("resolution", None) or base.default_resolution
+    sampling: dict[str, Any] = {
+        "seed": 0,
+        "scale": 5.0,
+        "steps": 2,
+        "sampler": "dpmpp_2m",
+        "size": size,
+    }
+    sampling |= {name: changes.pop(name) for name in [*sampling] if name in changes}
+    settings = class_image_settings(**sampling)
+    maker = ClassImageMaker(base, PROMPT, settings, changes.pop("batch", 3))
+    return make_class_images(maker, count, root, **changes)
 
 
 def contents(paths: list[Path]) -> dict[str, str]:
@@ -56,6 +75,7 @@ def test_made_once_with_provenance(base: BaseModel, tmp_path: Path, batches: lis
     wanted = {"prompt": PROMPT, "sampler": "euler_a", "scale": 3.0, "steps": 2, "index": 4}
     assert wanted.items() <= settings.items()
     assert settings["fingerprint"] == base.fingerprint
+    assert settings["seed"] == seed_of(0, "class_image", index=4)
     assert Image.open(paths[0]).size == (32, 32)
     assert batches == [0, 3]
     assert make(base, tmp_path, 5, sampler="euler_a", scale=3.0) == paths
@@ -158,6 +178,9 @@ def test_what_cannot_be(base: BaseModel, tmp_path: Path) -> None:
         make(base, tmp_path, 0)
     with pytest.raises(UserError, match="batch: 0"):
         make(base, tmp_path, 2, batch=0)
+    with pytest.raises(UserError, match="no sampler 'magic'"):
+        make(base, tmp_path, 2, sampler="magic")
+    assert not list(tmp_path.iterdir())  # refused before anything is begun
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(UserError, match=r"file.*prior\.root"):
         make(base, tmp_path / "file", 2)

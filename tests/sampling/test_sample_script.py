@@ -33,7 +33,13 @@ def run(tiny_base_folder: TinyFolder, tmp_path: Path) -> Path:
     (run / "run.json").write_text(json.dumps(facts), "utf-8")
     (run / "evaluation.json").write_text('{"chosen": 2}', "utf-8")
     for step in (2, 4):
-        save_snapshot(run / "snapshots", trained(base), {}, step)
+        modules = trained(base)
+        average = {name: dict(module.state_dict()) for name, module in modules.items()}
+        for state in average.values():
+            for key in state:
+                state[key] = 1.1 * state[key]
+        ema = average if step == 4 else None
+        save_snapshot(run / "snapshots", modules, {}, step, ema)
     return run
 
 
@@ -207,3 +213,28 @@ def test_unet_only_snapshot(run: Path, tiny_base_folder: TinyFolder, tmp_path: P
     (run / "evaluation.json").unlink()
     pictures, _ = sampled(tmp_path / "out", "--run", run, "--prompt", "a [V] dog", "--n", "1")
     assert read_settings(pictures[0])["snapshot"] == 6
+
+
+def test_ema_draws_with_the_average(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompt = ("--run", run, "--prompt", "a [V] robot", "--n", 1)
+    (plain,), _ = sampled(tmp_path / "plain", *prompt, "--snapshot", 4)
+    (average,), _ = sampled(tmp_path / "ema", *prompt, "--snapshot", 4, "--ema")
+    assert np.abs(pixels(plain) - pixels(average)).max() > 1
+    settings = [read_settings(path) for path in (plain, average)]
+    assert settings[0] and settings[1]
+    assert settings[0]["fingerprint"] != settings[1]["fingerprint"]
+    assert settings[1]["ema"] is True
+    words = [*map(str, prompt), "--snapshot", "2", "--ema", "--out", str(tmp_path / "no")]
+    assert main([*words, "--device", "cpu"]) == 2
+    assert "step-000002" in capsys.readouterr().err
+
+
+def test_the_second_subject_has_a_place_of_its_own(run: Path, tmp_path: Path) -> None:
+    second = "subjects=[{pictures: a, identifier: dog, class_noun: dog}]"
+    (run / "config.yaml").write_text(to_yaml(load_config([run / "config.yaml"], [second])), "utf-8")
+    words = ("--run", run, "--prompt", "a [V] robot and [V2] in snow", "--n", 1)
+    (picture,), _ = sampled(tmp_path / "out", *words)
+    settings = read_settings(picture)
+    assert settings and settings["prompt"] == "a sks robot and dog in snow"

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ldm.errors import UserError
-from ldm.sampling.samplers import SAMPLERS, check_steps, make_sampler
+from ldm.sampling.samplers import SAMPLERS, check_steps, from_pure_noise, make_sampler
 from tests.conftest import tiny_scheduler
 
 
@@ -81,3 +81,17 @@ def test_steps_within_the_schedule() -> None:
     for steps in (0, 1001):
         with pytest.raises(UserError, match=f"prior.steps: {steps} is not within 1 to 1000"):
             check_steps(steps, tiny_scheduler("eps"), "prior.steps")
+
+
+@pytest.mark.parametrize("kind", ["eps", "v"])
+def test_from_pure_noise_ends_where_the_rescaled_objective_does(kind: str) -> None:
+    from ldm.objective.schedule import rescale_zero_terminal_snr
+
+    base = tiny_scheduler(kind)
+    ours = make_sampler("ddim", from_pure_noise(base))
+    rescaled = rescale_zero_terminal_snr(base.alphas_cumprod)
+    torch.testing.assert_close(ours.alphas_cumprod.double(), rescaled, rtol=1e-4, atol=1e-6)
+    ours.set_timesteps(10)
+    assert int(ours.timesteps[0]) == len(base.alphas_cumprod) - 1
+    assert ours.config.prediction_type == base.config.prediction_type
+    assert not ours.config.clip_sample

@@ -15,16 +15,19 @@ import torch
 from torch.utils.data import DataLoader
 
 from ldm.checkpoint import find_resume
-from ldm.data.dataset import TrainingSet
+from ldm.data.dataset import Pictures, TrainingSet
 from ldm.data.latents import Latents
 from ldm.models.base import load_base
+from ldm.models.ema import WeightAverage
 from ldm.models.trainable import prepare_training
-from ldm.objective import NoiseSchedule
+from ldm.objective import NoiseSchedule, Objective, ObjectiveSettings
 from ldm.training import (
+    Average,
     DreamBoothModule,
     Interrupt,
     Metrics,
     OptimizerSettings,
+    Phases,
     ResumeState,
     Snapshots,
     TrainingProgress,
@@ -51,30 +54,71 @@ class Kill(pl.Callback):
                 os.kill(os.getpid(), self.signals.pop(0))
 
 
-def build_module(base_folder: Path, text_encoder: bool = True, **options: Any) -> DreamBoothModule:
+class Record(pl.Callback):
+    """Writes down what each micro-batch of each process is made of."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, *_: Any) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        drawn = zip(
+            batch["index"].tolist(),
+            batch["names"],
+            batch["prompts"],
+            batch["timesteps"].tolist(),
+            batch["noise"].flatten(1).sum(1).tolist(),
+            strict=True,
+        )
+        with (self.folder / f"rank{trainer.global_rank}.jsonl").open("a") as file:
+            for sample in drawn:
+                file.write(json.dumps([batch["step"], *sample]) + "\n")
+
+
+def build_module(
+    base_folder: Path,
+    text_encoder: bool = True,
+    *,
+    objective: dict[str, Any] | None = None,
+    optimizer: dict[str, Any] | None = None,
+    phases: dict[str, Any] | None = None,
+    prior_weight: float = 1.0,
+    **options: Any,
+) -> DreamBoothModule:
     """The module as main.py would build it, with a fast schedule that changes at each step."""
     base = load_base(base_folder)
-    settings = OptimizerSettings(
-        1e-3, 8, text_encoder_learning_rate=5e-4, warmup=2, schedule="cosine"
-    )
+    settings: dict[str, Any] = {
+        "learning_rate": 1e-3,
+        "steps": 8,
+        "text_encoder_learning_rate": 5e-4,
+        "warmup": 2,
+        "schedule": "cosine",
+        **(optimizer or {}),
+    }
+    when = Phases(**(phases or {}))
     return DreamBoothModule(
-        prepare_training(base, text_encoder, gradient_checkpointing=False),
+        prepare_training(base, text_encoder, False, embedding=when.pivotal > 0),
         base.tokenizer,
         base.text_encoder,
-        NoiseSchedule.from_scheduler(base.scheduler),
-        settings,
+        Objective(
+            NoiseSchedule.from_scheduler(base.scheduler), ObjectiveSettings(**objective or {})
+        ),
+        OptimizerSettings(**settings),
+        phases=when,
+        prior_weight=lambda step: prior_weight,
         **options,
     )
 
 
-def build_data(prior: bool = True, accumulate: int = 1, **options: Any) -> TrainingSet:
+def build_data(
+    prior: bool = True, accumulate: int = 1, batch: int = 2, **options: Any
+) -> TrainingSet:
     prompts = [["a drawing of sks robot", "a photo of sks robot"]] * 3
+    classes = Pictures(latents_of(5, 2), [["a drawing of a robot"]] * 5, purpose="class_picture")
     return TrainingSet(
-        latents_of(3, 1),
-        prompts,
-        latents_of(5, 2) if prior else None,
-        "a drawing of a robot",
-        batch=2,
+        [Pictures(latents_of(3, 1), prompts)],
+        [classes] if prior else [],
+        batch=batch,
         prior_batch=4 if prior else 0,
         accumulate=accumulate,
         seed=7,
@@ -91,9 +135,12 @@ def train(
     accumulate: int = 2,
     text_encoder: bool = True,
     prior: bool = True,
+    batch: int = 2,
     resume: bool = False,
     save_every: int = 100,
+    ema: bool = False,
     kill: tuple[int, list[int]] | None = None,
+    record: str | None = None,
     extra: tuple[pl.Callback, ...] = (),
     **options: Any,
 ) -> tuple[DreamBoothModule, pl.Trainer, ResumeState]:
@@ -103,14 +150,24 @@ def train(
     module = build_module(base_folder, text_encoder, seed=7, **options)
     point = find_resume(run) if resume else None
     metrics, interrupt = Metrics(run), Interrupt()
+    average = WeightAverage(dict(module.trained.items())) if ema else None
     state = ResumeState(run, save_every, interrupt)
     callbacks = [
         interrupt,
         metrics,
         TrainingProgress(metrics),
+        *([Average(average)] if average else []),
         *extra,
-        Snapshots(run, dict(module.trained.items()), {"seed": 7}, save_every, keep=2),
+        Snapshots(
+            run,
+            dict(module.trained.items()),
+            {"seed": 7},
+            save_every,
+            keep=2,
+            ema=average.state_dict if average else None,
+        ),
         *([Kill(*kill)] if kill else []),
+        *([Record(Path(record))] if record else []),
         state,
     ]
     trainer = make_trainer(
@@ -123,7 +180,7 @@ def train(
         **kept,
     )
     place = {"rank": trainer.global_rank, "world": trainer.world_size}
-    data = build_data(prior, accumulate, start_step=point.step if point else 0, **place)
+    data = build_data(prior, accumulate, batch, start_step=point.step if point else 0, **place)
     loader = DataLoader(data, batch_size=None)
     trainer.fit(module, loader, ckpt_path=point.path if point else None)
     return module, trainer, state

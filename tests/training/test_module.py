@@ -6,14 +6,15 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from torch.optim import SGD
 
-from ldm.objective import per_sample_loss
-from ldm.training.module import DreamBoothModule, draw
+from ldm.training.module import DreamBoothModule
 from tests.training.job import build_data, build_module, train
 
 BaseFolder = Callable[[str], Path]
+MIN_SNR = {"weighting": "min_snr"}
 
 
 def batches(module: DreamBoothModule, accumulate: int, **options: Any) -> list[dict[str, Any]]:
@@ -25,10 +26,12 @@ def batches(module: DreamBoothModule, accumulate: int, **options: Any) -> list[d
 
 @pytest.mark.parametrize("kind", ["eps", "v"])
 def test_loss_is_the_formula_written_out(tiny_base_folder: BaseFolder, kind: str) -> None:
-    module = build_module(tiny_base_folder(kind), seed=7, prior_weight=0.3, min_snr_gamma=5.0)
+    module = build_module(tiny_base_folder(kind), seed=7, prior_weight=0.3, objective=MIN_SNR)
     (batch,) = batches(module, 1)
     out = module.training_step(batch, 0)
-    alpha = module.schedule.alphas_cumprod.double()[batch["timesteps"]].reshape(-1, 1, 1, 1)
+    alpha = module.objective.schedule.alphas_cumprod.double()[batch["timesteps"]].reshape(
+        -1, 1, 1, 1
+    )
     clean, noise = batch["latents"].double(), batch["noise"].double()
     noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
     target = noise if kind == "eps" else alpha.sqrt() * noise - (1 - alpha).sqrt() * clean
@@ -55,7 +58,7 @@ def test_one_forward_pass_and_each_prompt_once(tiny_base_folder: BaseFolder) -> 
 
 
 def test_micro_batches_draw_and_average_to_the_whole_step(tiny_base_folder: BaseFolder) -> None:
-    module = build_module(tiny_base_folder("eps"), seed=7, min_snr_gamma=5.0)
+    module = build_module(tiny_base_folder("eps"), seed=7, objective=MIN_SNR)
 
     def gradients(accumulate: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
         module.zero_grad()
@@ -89,22 +92,6 @@ def test_accumulation_through_lightning_equals_one_batch(
 
 def sgd(parts: dict[str, torch.nn.Module]) -> SGD:
     return SGD([{"params": part.parameters(), "name": name} for name, part in parts.items()], 0.1)
-
-
-def test_draws_depend_on_seed_step_and_place_alone(tiny_base_folder: BaseFolder) -> None:
-    data = build_data()
-    batch = dict(data.micro_batch(3, 0))
-    latents, noise, t = draw(batch, 7, 1000)
-    torch.manual_seed(1)
-    again = draw(batch, 7, 1000)
-    assert all(torch.equal(a, b) for a, b in zip((latents, noise, t), again, strict=True))
-    assert len({float(n.sum()) for n in noise}) == len(noise)  # no two samples share noise
-    assert not torch.equal(noise, draw({**batch, "step": 4}, 7, 1000)[1])
-    assert not torch.equal(noise, draw(batch, 8, 1000)[1])
-    deviation = (latents - data.micro_batch(3, 0)["mean"]) / 0.1
-    assert deviation.std() == pytest.approx(1, abs=0.1)
-    assert not torch.allclose(deviation, noise)
-    assert t.min() >= 0 and t.max() < 1000
 
 
 def test_a_frozen_text_encoder_is_no_part_and_does_not_change(
@@ -158,4 +145,150 @@ def test_without_class_images(tiny_base_folder: BaseFolder) -> None:
     (batch,) = batches(module, 1, prior=False)
     out = module.training_step(batch, 0)
     assert out["loss"] == out["loss/instance"] and out["loss/prior"].isnan()
-    assert per_sample_loss(batch["noise"], batch["noise"]).shape == (2,)
+
+
+EVERYTHING = {
+    "loss": "huber",
+    "weighting": "soft_min_snr",
+    "noise_offset": 0.1,
+    "pyramid_noise": 0.3,
+    "input_perturbation": 0.1,
+    "timesteps": "logit_normal",
+    "timestep_min": 10,
+    "mask_outside": 0.2,
+}
+
+
+def in_double(batch: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x
+        for name, x in batch.items()
+    }
+
+
+def masked(batch: dict[str, Any]) -> dict[str, Any]:
+    """With a mask and a weight that depend on each sample's place alone."""
+    places = batch["index"].reshape(-1, 1, 1, 1)
+    grid = torch.arange(64).reshape(1, 1, 8, 8)
+    return {
+        **batch,
+        "mask": ((grid + 7 * places) % 5 < 3).float(),
+        "weight": 1.0 + 0.25 * batch["index"],
+    }
+
+
+@pytest.mark.parametrize("kind", ["eps", "v"])
+@pytest.mark.parametrize("prior", [True, False])
+def test_parts_add_up_to_the_whole_in_float64(
+    tiny_base_folder: BaseFolder, kind: str, prior: bool
+) -> None:
+    """Two micro-batches, and two halves of a step on two processes, with every option on."""
+    module = build_module(
+        tiny_base_folder(kind), seed=7, prior_weight=0.3, objective=EVERYTHING
+    ).double()
+
+    def gradients(parts: list[dict[str, Any]]) -> torch.Tensor:
+        module.zero_grad()
+        for part in parts:
+            batch = in_double(module.on_before_batch_transfer(masked(part), 0))
+            (module.training_step(batch, 0)["loss"] / len(parts)).backward()
+        return torch.cat([p.grad.flatten() for p in module.parameters() if p.grad is not None])
+
+    def parts_of(accumulate: int, world: int) -> list[dict[str, Any]]:
+        return [
+            dict(build_data(prior, accumulate, rank=rank, world=world).micro_batch(3, part))
+            for part in range(accumulate)
+            for rank in range(world)
+        ]
+
+    whole = gradients(parts_of(1, 1))
+    assert whole.abs().max() > 0
+    for accumulate, world in ((2, 1), (1, 2)):
+        apart = gradients(parts_of(accumulate, world))
+        assert (whole - apart).norm() < 1e-6 * whole.norm()
+
+
+class Teacher:
+    """Predicts zero, and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, list[str]]] = []
+
+    def to(self, device: Any) -> None:
+        pass
+
+    def __call__(self, noisy: torch.Tensor, t: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+        self.asked.append((len(noisy), prompts))
+        assert len(noisy) == len(t) == len(prompts)
+        return torch.zeros_like(noisy)
+
+
+def test_class_samples_are_predicted_as_the_teacher_says(tiny_base_folder: BaseFolder) -> None:
+    teacher = Teacher()
+    module = build_module(tiny_base_folder("eps"), seed=7, teacher=teacher)
+    plain = build_module(tiny_base_folder("eps"), seed=7)
+    (batch,) = batches(module, 1)
+    out, usual = module.training_step(batch, 0), plain.training_step(batch, 0)
+    assert teacher.asked == [(4, ["a drawing of a robot"] * 4)]
+    assert out["loss/instance"] == usual["loss/instance"]
+    noisy = module.objective.noisy(batch)
+    text = module.encode(batch["prompts"])
+    predicted = module.trained["unet"](noisy, batch["timesteps"], text).sample
+    expected = predicted[2:].double().square().mean()
+    torch.testing.assert_close(out["loss/prior"].double(), expected, rtol=1e-5, atol=0)
+    (without,) = batches(module, 1, prior=False)
+    module.training_step(without, 0)
+    assert len(teacher.asked) == 1
+
+
+def test_a_samples_weight_multiplies_its_loss(tiny_base_folder: BaseFolder) -> None:
+    module = build_module(tiny_base_folder("eps"), seed=7)
+    (batch,) = batches(module, 1)
+    plain = module.training_step(batch, 0)
+    batch["weight"] = torch.tensor([3.0, 3.0, 1, 1, 1, 1])
+    weighted = module.training_step(batch, 0)
+    torch.testing.assert_close(weighted["loss/instance"], 3 * plain["loss/instance"])
+    torch.testing.assert_close(weighted["loss/prior"], plain["loss/prior"])
+
+
+class Poison(pl.Callback):
+    """Makes the loss of some steps NaN through one sample's latents."""
+
+    def __init__(self, steps: set[int]) -> None:
+        self.steps = steps
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, *_: Any) -> None:
+        if batch["step"] in self.steps:
+            batch["latents"][1] = torch.nan
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16-mixed"])
+def test_a_step_that_is_not_finite_is_skipped(
+    tiny_base_folder: BaseFolder,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    precision: str,
+) -> None:
+    base = tiny_base_folder("eps")
+    module, trainer, _ = train(
+        tmp_path, base, 4, accumulate=2, extra=(Poison({1}),), precision=precision
+    )
+    assert trainer.global_step == 4
+    assert all(p.isfinite().all() for p in module.parameters())
+    assert "step 2 is skipped: the loss is not finite for" in caplog.text
+    assert module.guard.hopeless is None
+    (optimizer,) = trainer.optimizers
+    assert {int(state["step"]) for state in optimizer.state.values()} == {3}
+
+
+def test_three_steps_in_a_row_stop_the_run_with_its_state_saved(
+    tiny_base_folder: BaseFolder, tmp_path: Path
+) -> None:
+    base = tiny_base_folder("eps")
+    poison = Poison({1, 2, 3})
+    module, trainer, state = train(tmp_path, base, 8, accumulate=1, extra=(poison,))
+    assert trainer.global_step == 4 and state.stopped_at == 4
+    assert module.guard.hopeless is not None and "steps 2, 3, 4" in module.guard.hopeless
+    saved = torch.load(tmp_path / "resume.ckpt", weights_only=True)
+    assert saved["global_step"] == 4
+    assert all(tensor.isfinite().all() for tensor in saved["state_dict"].values())

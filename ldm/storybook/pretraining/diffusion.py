@@ -13,7 +13,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from ldm.models.attention import choose_attention
 from ldm.models.text import encode_prompts
-from ldm.objective import NoiseSchedule, per_sample_loss
+from ldm.objective import NoiseSchedule, loss_weight, per_sample_loss
 from ldm.randomness import generator
 from ldm.storybook.pretraining.loop import Loop, LoopSettings
 from ldm.storybook.pretraining.pool import Pool
@@ -125,7 +125,10 @@ def train_diffusion(
             text = encode_prompts(tokenizer, networks["text_encoder"], prompts, "cpu")
             predicted = networks["unet"](schedule.add_noise(clean, noise, t), t, text).sample
         errors = per_sample_loss(predicted, schedule.target(clean, noise, t))
-        loss = (schedule.weight(t, min_snr_gamma) * errors).mean()
+        weight = loss_weight(
+            schedule.snr(t), schedule.prediction_type, "min_snr", min_snr_gamma=min_snr_gamma
+        )
+        loss = (weight * errors).mean()
         return loss, {"loss": loss.item(), "mse": errors.mean().item()}
 
     choose_attention(networks["unet"], torch.device("cpu"), latents.shape[-1] ** 2)

@@ -1,0 +1,56 @@
+"""Writing safetensors one tensor at a time.
+
+The library's own writer first copies what is on a device, or not contiguous, into memory as a
+whole. Format: https://huggingface.co/docs/safetensors/index#format
+"""
+
+import json
+from collections.abc import Mapping
+from typing import IO
+
+import torch
+from torch import Tensor
+
+NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+def write_tensors(file: IO[bytes], tensors: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file of tensors on any device and in any memory layout.
+
+    In memory there is a copy of one tensor at a time. KeyError for a type that is not in `NAMES`.
+    """
+    # The format wants each tensor aligned to its type: the wide types come first.
+    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name in order:
+        tensor = tensors[name]
+        end = offset + tensor.numel() * tensor.element_size()
+        header[name] = {
+            "dtype": NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    file.write(len(text).to_bytes(8, "little") + text)
+    for name in order:
+        flat = tensors[name].detach().cpu().contiguous().reshape(-1)
+        file.write(flat.view(torch.uint8).numpy().data)
+
+
+def tensor_bytes(tensors: Mapping[str, Tensor]) -> int:
+    """Bytes of the tensors' elements."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())

@@ -1,0 +1,116 @@
+"""Per-pixel loss masks: where in a picture the subject is, on the grid of its latents."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ldm.data.images import Box, Size, is_mask, load_picture, open_upright, transparency_of
+from ldm.data.latents import Latents, Transform, digest_of
+from ldm.errors import UserError
+
+log = logging.getLogger(__name__)
+
+BLACK = 2 / 255  # a mask of labels, 0 and 1, shows nothing either
+
+
+def with_masks(
+    latents: Latents,
+    pictures: Sequence[Path],
+    transform: Transform,
+    digests: Sequence[str] | None = None,
+) -> Latents:
+    """The same latents with the masks of their pictures: see `load_masks`.
+
+    ValueError where pictures and transform are not those that the latents were made of.
+    """
+    side = latents.mean.shape[-1]
+    return replace(latents, mask=load_masks(pictures, transform, side, digests))
+
+
+def load_masks(
+    pictures: Sequence[Path],
+    transform: Transform,
+    side: int,
+    digests: Sequence[str] | None = None,
+) -> torch.Tensor:
+    """Masks of N pictures in V variants: float32 [N, V, 1, side, side], 0 outside, 1 subject.
+
+    A picture's mask is the greyscale of `x.mask.png` beside `x.jpg` (white: the subject), else the
+    picture's own alpha channel where it has transparency, else ones everywhere; one warning names
+    those. It goes through the crops and mirrors of its picture, then each latent gets the mean
+    over the pixels that it covers. The mask is laid over the upright picture; should it have an
+    EXIF orientation of its own, that is obeyed, as in any picture (tools write none). Its own
+    transparency counts as black.
+
+    `digests`: the pictures' (`digest_of`), on which random crops depend; None: they are computed.
+    Raises UserError for an unreadable file, a mask of another size than its picture, or one that
+    is black wherever a variant looks; ValueError for a wrong number of digests.
+    """
+    if not pictures:
+        raise ValueError("no picture given")
+    digests = [digest_of(picture) for picture in pictures] if digests is None else digests
+    masks, without = [], []
+    for picture, digest in zip(pictures, digests, strict=True):  # one in memory at a time
+        seen, mask, path = _mask_of(picture, transform)
+        if mask is None:
+            without.append(picture.name)
+        variants = transform.variants(seen, digest)
+        masks.append(torch.stack([_on_grid(mask, seen, *each, side, path) for each in variants]))
+    if without:
+        log.warning(
+            "neither a mask (x.mask.png beside x.jpg) nor transparency, so all of it counts as "
+            "subject: %s",
+            ", ".join(without),
+        )
+    return torch.stack(masks)
+
+
+def mask_beside(picture: Path) -> Path | None:
+    """The file `x.mask.png` (its ending in either case) beside `x.jpg`, or None."""
+    found = [path for path in picture.parent.iterdir() if is_mask(path)]
+    return min((path for path in found if path.name[:-9] == picture.stem), default=None)
+
+
+def _mask_of(picture: Path, transform: Transform) -> tuple[Size, Image.Image | None, Path]:
+    """The size that the crops are made of, the upright mask and the file it is from.
+
+    A large JPEG is decoded at less than its size, as it is for encoding: its crops are made of
+    that, while its mask has the size of the whole.
+    """
+    with open_upright(picture, transform.resolution) as (image, whole):
+        seen, alpha = image.size, transparency_of(image)
+    path = mask_beside(picture)
+    if path is None:
+        return seen, None if alpha is None else alpha.convert("F"), picture
+    mask = load_picture(path, background=(0, 0, 0)).convert("L")
+    if mask.size != whole:
+        raise UserError(
+            f"mask {path} is {mask.width} x {mask.height} pixels, its upright picture "
+            f"{picture.name} {whole[0]} x {whole[1]}: save the mask in the picture's size"
+        )
+    # As floats: in 8 bit the mean of a cell that the subject only touches would be rounded to 0.
+    return seen, mask.convert("F"), path
+
+
+def _on_grid(
+    mask: Image.Image | None, seen: Size, box: Box, mirror: bool, side: int, path: Path
+) -> torch.Tensor:
+    """Cut `box`, in pixels of a picture of size `seen`, out of the mask: [1, side, side]."""
+    if mask is None:
+        return torch.ones(1, side, side)
+    left, right = (edge * mask.width / seen[0] for edge in box[::2])
+    top, bottom = (edge * mask.height / seen[1] for edge in box[1::2])
+    grid = mask.resize((side, side), Image.Resampling.BOX, box=(left, top, right, bottom))
+    values = torch.from_numpy(np.array(grid)).div(255).clamp(0, 1)[None]  # h w -> 1 h w
+    if values.max() < BLACK:
+        raise UserError(
+            f"mask {path} is black in the crop {left:.0f}..{right:.0f} x {top:.0f}..{bottom:.0f}, "
+            "so nothing of this picture would be learnt: paint the subject white (255), crop "
+            "picture and mask around the subject, or remove the picture"
+        )
+    return values.flip(-1) if mirror else values

@@ -1,0 +1,144 @@
+"""Loggers that cannot stop training."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.utilities import rank_zero_only
+
+log = logging.getLogger(__name__)
+
+
+class Guarded(Logger):
+    """Passes everything on to another logger, until that one fails: it is then dropped.
+
+    A full disk (TensorBoard's writer thread tells of it at some later call) or a service that is
+    out of reach costs the curves and not the run: one warning says what failed and why, and from
+    then on nothing is passed on. Lightning's own calls come through here too.
+    """
+
+    def __init__(self, logger: Logger) -> None:
+        super().__init__()
+        self.logger = logger
+        self.title = type(logger).__name__.removesuffix("Logger")
+        self.dropped = False
+
+    def _try(self, call: Callable[[], Any], otherwise: Any = None) -> Any:
+        if self.dropped:
+            return otherwise
+        try:
+            return call()
+        except Exception as error:
+            self.dropped = True
+            cause = error.__cause__ or error  # TensorBoardLogger hides a full disk behind another
+            log.warning(
+                "%s failed and gets nothing more, training goes on: %s: %s",
+                *(self.title, type(cause).__name__, cause),
+            )
+            return otherwise
+
+    @property
+    def name(self) -> str | None:
+        return self._try(lambda: self.logger.name)
+
+    @property
+    def version(self) -> int | str | None:
+        return self._try(lambda: self.logger.version)
+
+    @property
+    def save_dir(self) -> str | None:
+        return self._try(lambda: self.logger.save_dir)
+
+    @property
+    def log_dir(self) -> str | None:
+        return self._try(lambda: self.logger.log_dir)
+
+    @property
+    def experiment(self) -> Any:
+        """Lightning reads it in `fit`, before the data are set up, so that files are opened."""
+        return self._try(lambda: getattr(self.logger, "experiment", None))
+
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        self._try(lambda: self.logger.log_metrics(metrics, step))
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        self._try(lambda: self.logger.log_hyperparams(params, *args, **kwargs))
+
+    def log_picture(self, name: str, picture: Image.Image, step: int) -> None:
+        """Give a picture to a logger that takes pictures (TensorBoard, W&B)."""
+
+        def give() -> None:
+            if isinstance(self.logger, TensorBoardLogger):
+                pixels = np.asarray(picture.convert("RGB"))  # H W 3, uint8
+                self.logger.experiment.add_image(name, pixels, step, dataformats="HWC")
+            elif isinstance(self.logger, WandbLogger):
+                self.logger.log_image(name, [picture], step=step)
+
+        self._try(give)
+
+    def save(self) -> None:
+        self._try(self.logger.save)
+
+    def finalize(self, status: str) -> None:
+        self._try(lambda: self.logger.finalize(status))
+
+
+class Wandb(WandbLogger):
+    """W&B that goes on offline where it cannot start online: no question asked, no long wait.
+
+    The arguments are WandbLogger's. Not logged in, no network or a server that does not answer
+    within START_SECONDS: one warning, and the run is written to `save_dir` for `wandb sync`. At
+    the end, what is not sent within END_SECONDS stays there too.
+    """
+
+    START_SECONDS = 20.0
+    END_SECONDS = 120.0
+
+    def __init__(self, *, save_dir: Path, offline: bool = False, **options: Any) -> None:
+        limits = {"init_timeout": self.START_SECONDS, "finish_timeout": self.END_SECONDS}
+        super().__init__(save_dir=save_dir, settings=limits, **options)
+        if offline:
+            self._go_offline()
+
+    @property
+    def experiment(self) -> Any:
+        """The W&B run; a process that does not write gets a stand-in."""
+        if is_writer() and self._experiment is None and not self._offline:
+            try:
+                check_login()
+                return super().experiment
+            except Exception as error:
+                self._fall_back(error)
+        return super().experiment
+
+    def _fall_back(self, error: Exception) -> None:
+        import wandb
+
+        wandb.teardown()  # else the run that did not start still owns its id
+        self._go_offline()
+        log.warning(
+            "W&B cannot be used online (%s); the run is kept in %s/wandb, send it later: "
+            "wandb sync %s/wandb/offline-run-*",
+            *(" ".join(str(error).split()) or type(error).__name__, self.save_dir, self.save_dir),
+        )
+
+    def _go_offline(self) -> None:
+        self._offline = True
+        self._wandb_init["mode"] = "offline"
+
+
+def is_writer() -> bool:
+    """Whether this is the one process that writes (global rank 0)."""
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
+def check_login() -> None:
+    """Raise UsageError where W&B has no key; left to itself it would ask at a terminal."""
+    import wandb
+
+    if not wandb.login(prompt=False, verify=False):
+        raise wandb.errors.UsageError("not logged in: `wandb login`")

@@ -1,0 +1,112 @@
+"""The base's own prediction as a target: the untouched one's, whatever is trained beside it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from ldm.models import frozen
+from ldm.models.base import BaseModel, frozen_copy, load_base
+from ldm.models.frozen import FrozenPrediction
+from ldm.models.text import encode_prompts
+
+PROMPTS = ["a robot", "a dog on the beach", "a robot"]
+
+
+@pytest.fixture(params=["eps", "v"])
+def base(tiny_base_folder: Callable[[str], Path], request: pytest.FixtureRequest) -> BaseModel:
+    return load_base(tiny_base_folder(request.param))
+
+
+def noisy() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    return torch.randn(3, 4, 8, 8, generator=generator), torch.tensor([3, 500, 999])
+
+
+@torch.no_grad()
+def plain(base: BaseModel, latents: Tensor, t: Tensor, prompts: list[str]) -> Tensor:
+    """The UNet, written out, sample by sample."""
+    parts = []
+    for x, step, prompt in zip(latents, t, prompts, strict=True):
+        text = encode_prompts(base.tokenizer, base.text_encoder, [prompt], "cpu")
+        parts.append(base.unet(x[None], step, encoder_hidden_states=text, return_dict=False)[0])
+    return torch.cat(parts)
+
+
+def train(base: BaseModel) -> None:
+    for part in (base.unet, base.text_encoder):
+        part.train().requires_grad_(True)
+        for weight in part.parameters():
+            weight.data.add_(1)
+
+
+def test_it_is_the_untouched_base(base: BaseModel) -> None:
+    latents, t = noisy()
+    wanted = plain(base, latents, t, PROMPTS)
+    predict = FrozenPrediction(frozen_copy(base))
+    train(base)
+    found = predict(latents.requires_grad_(), t, PROMPTS)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    assert not found.requires_grad and not found.is_inference()
+    with pytest.raises(ValueError, match="frozen_copy"):
+        FrozenPrediction(base)
+
+
+def test_it_is_not_in_training_mode(base: BaseModel) -> None:
+    copy = frozen_copy(base)
+    for part in copy.unet.modules():
+        if isinstance(part, torch.nn.Dropout):
+            part.p = 0.5
+    copy.unet.train()
+    predict, latents = FrozenPrediction(copy), noisy()
+    assert torch.equal(predict(*latents, PROMPTS), predict(*latents, PROMPTS))
+    assert not copy.unet.training and not copy.text_encoder.training
+
+
+def test_distinct_prompts_are_encoded_once(
+    base: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[str]] = []
+
+    def spy(tokenizer: Any, text_encoder: Any, prompts: list[str], device: Any) -> Tensor:
+        seen.append(prompts)
+        return encode_prompts(tokenizer, text_encoder, prompts, device)
+
+    monkeypatch.setattr(frozen, "encode_prompts", spy)
+    predict, (latents, t) = FrozenPrediction(frozen_copy(base)), noisy()
+    first = predict(latents, t, PROMPTS)
+    assert torch.equal(predict(latents, t, PROMPTS), first)
+    assert seen == [["a robot"], ["a dog on the beach"]]
+    assert predict.to("cpu") is predict
+    predict(latents, t, PROMPTS)
+    assert len(seen) == 4  # afresh where the networks are now
+
+
+def test_a_module_that_holds_it_neither_saves_nor_trains_it(base: BaseModel) -> None:
+    module: Any = pl.LightningModule()
+    module.teacher = FrozenPrediction(frozen_copy(base))
+    module.train().to(torch.float64)
+    assert not module.state_dict() and not list(module.parameters())
+    assert not list(module.children())
+    assert module.teacher.unet.dtype == torch.float32 and not module.teacher.unet.training
+
+
+def test_dtype_and_autocast(base: BaseModel) -> None:
+    latents, t = noisy()
+    copy = frozen_copy(base)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = FrozenPrediction(copy)(latents, t, PROMPTS)
+        with torch.no_grad():
+            text = [encode_prompts(copy.tokenizer, copy.text_encoder, [p], "cpu") for p in PROMPTS]
+            wanted = copy.unet(latents, t, encoder_hidden_states=torch.cat(text)).sample
+    assert wanted.dtype == torch.bfloat16 and found.dtype == torch.float32
+    assert torch.equal(found, wanted.float())
+    full = FrozenPrediction(copy)(latents, t, PROMPTS)
+    assert not torch.equal(found, full)
+    half = FrozenPrediction(copy.to("cpu", torch.bfloat16))(latents, t, PROMPTS)
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, full, rtol=0.1, atol=0.05)

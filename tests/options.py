@@ -1,0 +1,113 @@
+"""What can be set about training, what excludes what, and few rows that hold every pair."""
+
+import itertools
+from collections.abc import Mapping
+
+# The first value of each is that of an option that is off.
+OPTIONS: dict[str, tuple[object, ...]] = {
+    "model__train_text_encoder": ("true", "false"),
+    "model__gradient_checkpointing": ("false", "true"),
+    "training__precision": ("fp32", "bf16-mixed", "16-mixed"),
+    "training__accumulate": (1, 2),
+    "training__schedule": ("constant", "linear", "cosine"),
+    "training__gradient_clip": (1.0, "null"),
+    "training__warmup": (0, 1),
+    "training__optimizer": (
+        "adamw",
+        "adamw_8bit",
+        "adafactor",
+        "prodigy",
+        "schedule_free_adamw",
+        "lion",
+        "torch.optim:SGD",
+    ),
+    "training__pivotal": (0.0, 0.5),
+    "training__text_encoder_stop": (1.0, 0.5),
+    "training__text_encoder_learning_rate": ("null", 1e-4),
+    "ema__schedule": ("none", "constant", "power"),
+    "objective__loss": ("l2", "huber", "smooth_l1"),
+    "objective__huber_schedule": ("snr", "exponential", "constant"),
+    "objective__weighting": ("uniform", "min_snr", "soft_min_snr", "debiased", "p2"),
+    "objective__noise_offset": (0.0, 0.1),
+    "objective__pyramid_noise": (0.0, 0.3),
+    "objective__input_perturbation": (0.0, 0.1),
+    "objective__zero_terminal_snr": ("false", "true"),
+    "objective__timesteps": ("uniform", "logit_normal", "cubic"),
+    "objective__timestep_min": (0, 100),
+    "objective__timestep_max": ("null", 900),
+    "objective__mask_outside": ("null", 0.1),
+    "objective__caption_dropout": (0.0, 0.5),
+    "data__resolution": ("null", 40),
+    "data__crop": ("center", "random"),
+    "data__mirror": ("false", "true"),
+    "data__cache": ("cache", "null"),
+    "prior": ("cached", "null", "live", "subject", "folder"),
+    "prior__target": ("data", "base"),
+    "prior__weight_end": ("null", 0.5),
+    "subjects": ("one", "two"),
+}
+# What excludes what, and why it has to.
+EXCLUDED: list[dict[str, object]] = [
+    {"prior": "subject", "prior__target": "data"},  # its own pictures would be the class
+    {"prior": "null", "prior__target": "base"},  # nothing to predict
+    {"prior": "null", "prior__weight_end": 0.5},
+    {"prior": "folder", "subjects": "two"},  # a folder holds one class
+    # no text encoder is trained at any rate, up to any step
+    {"model__train_text_encoder": "false", "training__text_encoder_stop": 0.5},
+    {"model__train_text_encoder": "false", "training__text_encoder_learning_rate": 1e-4},
+    # it finds one rate for everything
+    {"training__optimizer": "prodigy", "training__text_encoder_learning_rate": 1e-4},
+]
+Options = Mapping[str, tuple[object, ...]]
+
+
+def allowed(row: Mapping[str, object]) -> bool:
+    return not any(all(row.get(k) == v for k, v in pair.items()) for pair in EXCLUDED)
+
+
+def options_of(kind: str) -> Options:
+    """What can be set on a base that predicts the noise ("eps") or v ("v")."""
+    if kind == "v":
+        return OPTIONS
+    # arXiv 2305.08891, section 3.3: pure noise says nothing about the picture
+    return {**OPTIONS, "objective__zero_terminal_snr": ("false",)}
+
+
+def pairs_of(options: Options) -> set[frozenset[tuple[str, object]]]:
+    """Every allowed pair of two options' values."""
+    return {
+        frozenset([(a, x), (b, y)])
+        for a, b in itertools.combinations(options, 2)
+        for x in options[a]
+        for y in options[b]
+        if allowed({a: x, b: y})
+    }
+
+
+def covering(options: Options) -> list[dict[str, object]]:
+    """Few combinations in which every allowed pair of two options' values occurs (greedily)."""
+    pairs, rows = pairs_of(options), []
+    while pairs:
+        row: dict[str, object] = dict(min(pairs, key=lambda pair: sorted(map(str, pair))))
+        for name in sorted(options, key=lambda name: -len(options[name])):
+            if name in row:
+                continue
+            fitting = [v for v in options[name] if can_be_completed({**row, name: v}, options)]
+            new = {
+                value: sum(frozenset([(name, value), other]) in pairs for other in row.items())
+                for value in fitting
+            }
+            row[name] = max(fitting, key=new.__getitem__)
+        pairs -= {frozenset(both) for both in itertools.combinations(row.items(), 2)}
+        rows.append({name: row[name] for name in options})
+    return rows
+
+
+def can_be_completed(row: dict[str, object], options: Options) -> bool:
+    """Whether the options that are not in the row still have values that go with it."""
+    if not allowed(row):
+        return False
+    left = sorted({name for pair in EXCLUDED for name in pair} - set(row))
+    return not left or any(
+        can_be_completed({**row, left[0]: value}, options) for value in options[left[0]]
+    )
