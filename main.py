@@ -73,7 +73,7 @@ def train(args: argparse.Namespace) -> None:
         facts = folder.run_facts(config, ready)
         if args.resume:
             resume.check_unchanged(run, facts)
-        job = build.build_job(config, ready, run, start)
+        job = held.enter_context(build.build_job(config, ready, run, start))
         if folder.is_first_process():
             if args.resume:
                 resume.go_on(run, config, facts, start)

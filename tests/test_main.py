@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 
 import main
+from ldm.errors import UserError
+from ldm.run import build
 from ldm.sampling import prior
 from ldm.training import DreamBoothModule
 from tests.workspace import Workspace, difference, weights
@@ -169,9 +171,39 @@ def test_two_processes_share_the_work(place: Workspace) -> None:
 
 
 def test_wandb_offline(place: Workspace) -> None:
-    pytest.importorskip("wandb")
-    run = place.train("wandb", logger__wandb="true", logger__offline="true", samples__every=2)
-    assert list((run / "wandb").glob("offline-run-*"))
+    """Two runs in one process (a notebook): each has its own, and nothing stays open."""
+    wandb = pytest.importorskip("wandb")
+    for name in ("first", "second"):
+        run = place.train(name, logger__wandb="true", logger__offline="true", samples__every=2)
+        assert wandb.run is None
+        (folder,) = (run / "wandb").glob("offline-run-*")
+        assert folder.name.endswith(f"-{run.name}")
+        assert list(folder.glob("run-*.wandb"))
+
+
+@pytest.mark.parametrize("failed", [False, True])
+def test_wandb_is_told_how_it_ended(
+    place: Workspace, failed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wandb = pytest.importorskip("wandb")
+    codes: list[int | None] = []
+    fit, finish = build.Job.fit, wandb.Run.finish
+
+    def then_fail(job: build.Job) -> bool:
+        fit(job)
+        raise UserError("the end is not reached")
+
+    def watched(run: object, exit_code: int | None = None) -> None:
+        codes.append(exit_code)
+        finish(run, exit_code)
+
+    if failed:
+        monkeypatch.setattr(build.Job, "fit", then_fail)
+    monkeypatch.setattr(wandb.Run, "finish", watched)
+    status = place.main(logger__wandb="true", logger__offline="true")
+    assert status == (2 if failed else 0)
+    assert codes == [int(failed)]
+    assert wandb.run is None
 
 
 def test_existing_run_folder(

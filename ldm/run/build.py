@@ -51,13 +51,14 @@ from ldm.training import (
     make_optimizer,
     make_trainer,
 )
+from ldm.training.loggers import Guarded
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
 class Job:
-    """All that `trainer.fit` needs."""
+    """All that `trainer.fit` needs. A context manager: its end is that of what the loggers hold."""
 
     config: Config
     ready: Prepared
@@ -67,6 +68,14 @@ class Job:
     interrupt: Interrupt
     resume_state: ResumeState
     start: ResumePoint | None  # what to go on from
+
+    def __enter__(self) -> "Job":
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        for logger in self.trainer.loggers:
+            assert isinstance(logger, Guarded), "make_trainer wraps each"
+            logger.close(failed=error is not None)
 
     def fit(self) -> bool:
         """Train. False where the user stopped it before its end, with all that it had learnt saved.

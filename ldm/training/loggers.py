@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,11 @@ class Guarded(Logger):
     def finalize(self, status: str) -> None:
         self._try(lambda: self.logger.finalize(status))
 
+    def close(self, failed: bool) -> None:
+        """Nothing comes after it; a logger that holds a service open (W&B) ends it."""
+        if isinstance(self.logger, Wandb):
+            self._try(partial(self.logger.close, failed))
+
 
 class Wandb(WandbLogger):
     """W&B that goes on offline where it cannot start online: no question asked, no long wait.
@@ -114,6 +120,12 @@ class Wandb(WandbLogger):
             except Exception as error:
                 self._fall_back(error)
         return super().experiment
+
+    def close(self, failed: bool) -> None:
+        """End the W&B run; left open, the next logger of this process would write into it."""
+        if self._experiment is not None and is_writer():
+            self._experiment.finish(exit_code=int(failed))
+            self._experiment = None
 
     def _fall_back(self, error: Exception) -> None:
         import wandb
