@@ -250,8 +250,8 @@ def differences(whole: Place, parted: Place) -> Iterator[str]:
         yield "metrics.csv differs"
     ends = [torch.load(run / "resume.ckpt", weights_only=True) for run in runs if run]
     for part in ("global_step", "state_dict", "optimizer_states", "lr_schedulers", "callbacks"):
-        if not same(ends[0][part], ends[1][part]):
-            yield f"resume.ckpt: {part} differs"
+        for where in unequal(ends[0][part], ends[1][part], part):
+            yield f"resume.ckpt: {where} differs"
 
 
 def differing_files(one: Path, other: Path, pattern: str) -> Iterator[str]:
@@ -272,15 +272,19 @@ def content(path: Path, run: str) -> Any:
         return picture.tobytes(), json.dumps(texts).replace(run, "RUN")
 
 
-def same(one: Any, other: Any) -> bool:
-    """Equal to the last bit, tensors and plain containers."""
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(same, one, other))
-    return bool(one == other)
+def unequal(one: Any, other: Any, where: str) -> Iterator[str]:
+    """Where tensors and plain containers are not equal to the last bit."""
+    if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
+        for key in one:
+            yield from unequal(one[key], other[key], f"{where}/{key}")
+    elif isinstance(one, list | tuple) and type(one) is type(other) and len(one) == len(other):
+        for place, pair in enumerate(zip(one, other, strict=True)):
+            yield from unequal(*pair, f"{where}/{place}")
+    elif isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        if one.dtype != other.dtype or not torch.equal(one, other):
+            yield where
+    elif type(one) is not type(other) or one != other:
+        yield where
 
 
 def main() -> int:

@@ -11,7 +11,8 @@ import torch
 import main
 from ldm.checkpoint import find_resume
 from ldm.checkpoint.resume import NEWEST
-from tests.training.test_resume_exactly import assert_same, rows_of
+from tests.torture import unequal
+from tests.training.test_resume_exactly import rows_of
 from tests.workspace import Workspace
 
 STEPS, SAVED = 4, 2
@@ -162,6 +163,6 @@ def test_going_on_is_bit_equal(places: dict[str, Workspace], tmp_path: Path, cas
     assert [row["step"] for row in rows_of(run)] == list("1234")
     ends = [torch.load(folder / NEWEST, weights_only=True) for folder in (whole, run)]
     assert ends[0]["global_step"] == STEPS
-    assert_same(*ends)
+    assert not list(unequal(ends[0], ends[1], "resume.ckpt"))
     averaged = {name.split("/")[-1] for name in found if ".ema." in name}
     assert bool(averaged) == ("ema__schedule" in settings)

@@ -12,8 +12,9 @@ import torch
 from ldm.checkpoint import ResumeIO, find_resume
 from ldm.errors import UserError
 from ldm.training import Interrupted, ResumeState
+from tests.torture import unequal
 from tests.training.job import train
-from tests.training.test_resume_exactly import assert_same, rows_of
+from tests.training.test_resume_exactly import rows_of
 from tests.training.test_saving import fit
 
 BaseFolder = Callable[[str], Path]
@@ -75,12 +76,12 @@ def test_the_last_complete_step_is_saved_and_gone_on_from(
     fit(tmp_path / "usual", complete, accumulate)
     usual, parted = state_of(tmp_path / "usual"), state_of(tmp_path / "parted")
     for name in PARTS:
-        assert_same(usual[name], parted[name], name)
+        assert not list(unequal(usual[name], parted[name], name))
     fit(tmp_path / "parted", 7, accumulate)
     fit(tmp_path / "whole", 7, accumulate)
     whole, parted = state_of(tmp_path / "whole"), state_of(tmp_path / "parted")
     for name in (*PARTS, "loops"):
-        assert_same(whole[name], parted[name], name)
+        assert not list(unequal(whole[name], parted[name], name))
 
 
 def test_what_is_saved_already_is_not_saved_again(
@@ -182,7 +183,7 @@ def test_out_of_memory_in_the_midst_of_a_run(
     train(tmp_path / "whole", base, 5, ema=True, **more)
     whole, parted = state_of(tmp_path / "whole"), state_of(tmp_path / "parted")
     for name in (*PARTS, "loops", "callbacks"):
-        assert_same(whole[name], parted[name], name)
+        assert not list(unequal(whole[name], parted[name], name))
     assert rows_of(tmp_path / "whole") == rows_of(tmp_path / "parted")
 
 

@@ -12,8 +12,8 @@ from pytorch_lightning.plugins.precision import MixedPrecision
 
 from ldm.errors import UserError
 from ldm.training.module import DreamBoothModule
+from tests.torture import unequal
 from tests.training.job import build_module, train
-from tests.training.test_resume_exactly import assert_same
 
 BaseFolder = Callable[[str], Path]
 FITTING, TOO_HIGH = 2.0**10, 2.0**60  # with the latter every gradient is infinite
@@ -200,4 +200,4 @@ def test_going_on_has_the_scale_that_was_found(
     trained(tmp_path / "parted", base, 4, second, resume=True)
     assert first.scales + second.scales == whole.scales == [FITTING] * 4
     assert first.change(0) == 0 and second.change(0) > 0
-    assert_same(whole.states[-1], second.states[-1])
+    assert not list(unequal(whole.states[-1], second.states[-1], "state"))
