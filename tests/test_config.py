@@ -196,6 +196,10 @@ def test_class_noun_reaches_the_prompts() -> None:
         ("training.optimizer=adan", "must be one of adamw, adamw_8bit"),
         ("training.optimizer_arguments=3", "names and values"),
         ("training.pivotal=2", "at most 1"),
+        ("training.pivotal=0.6 training.steps=100 training.warmup=50", "training.warmup=50"),
+        ("training.pivotal=0.6 training.text_encoder_stop=0.2", "until training.pivotal=0.6"),
+        ("training.optimizer=torch.optim:SGD training.betas=[0.1,0.2]", "does not get them"),
+        ("objective.pyramid_noise=5", "at most 1"),
         ("training.optimizer_arguments={lr: 1}", "set training.learning_rate instead"),
         (
             "training.optimizer=prodigy training.text_encoder_learning_rate=1e-5",

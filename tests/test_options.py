@@ -88,7 +88,7 @@ def plain(places: dict[str, Workspace]) -> Path:
         {"data__cache": "null"},
         {"samples__every": 1},
         {"snapshots__every": 2},
-        {"prior__sampling_batch": 3},
+        {"prior__sampling_batch": 3, "prior__root": "OWN"},  # the other's would be used
         {"training__gradient_clip": 1e6},
     ],
     ids=str,
@@ -97,6 +97,8 @@ def test_options_that_change_no_result(
     places: dict[str, Workspace], plain: Path, settings: dict[str, object]
 ) -> None:
     name = "-".join(settings)
+    if "prior__root" in settings:
+        settings = {**settings, "prior__root": places["eps"].folder / "own-prior"}
     same = places["eps"].train(f"same-{name}", **settings)
     loose = "training__accumulate" in settings or "training__gradient_clip" in settings
     assert difference(plain, same) <= (2e-3 if loose else 1e-6)
@@ -151,7 +153,7 @@ CHANGES: list[tuple[dict[str, object], dict[str, object]]] = [
     ({}, {"objective__timestep_min": 600}),
     ({}, {"objective__timestep_max": 400}),
     ({}, {"objective__caption_dropout": 1.0}),
-    ({}, {"prior__images": "live"}),
+    ({}, {"prior__images": "live", "prior__uses": 1}),
     ({"prior__images": "live", "prior__count": 2}, {"prior__uses": 1}),
     ({}, {"prior__images": "subject", "prior__target": "base"}),
     ({}, {"prior__target": "base"}),

@@ -73,6 +73,7 @@ AT_MOST: dict[str, float] = {
     "objective.huber_c": 1,
     "objective.mask_outside": 1,
     "objective.caption_dropout": 1,
+    "objective.pyramid_noise": 1,
     "ema.decay": 1,
     "sampling.rescale": 1,
 }
@@ -140,8 +141,16 @@ def _training_problems(config: Config) -> Iterator[str]:
             f"training.batch={training.batch}: must be a multiple of "
             f"training.accumulate={training.accumulate}"
         )
-    if training.warmup > training.steps:
-        yield f"training.warmup={training.warmup}: longer than training.steps={training.steps}"
+    if training.warmup > training.steps * (1 - training.pivotal) and training.pivotal <= 1:
+        after = " without training.pivotal's share of them" if training.pivotal else ""
+        steps = f"training.steps={training.steps}{after}"
+        yield f"training.warmup={training.warmup}: longer than {steps}"
+    if 0 < training.text_encoder_stop < training.pivotal <= 1:
+        yield (
+            f"training.text_encoder_stop={training.text_encoder_stop}: the embedding is trained "
+            f"alone until training.pivotal={training.pivotal}; stop no sooner, or take 0 to train "
+            "nothing but the embedding of the text encoder"
+        )
     if training.text_encoder_learning_rate is not None and not model.train_text_encoder:
         yield (
             f"training.text_encoder_learning_rate={training.text_encoder_learning_rate}: nothing "
@@ -158,6 +167,11 @@ def _training_problems(config: Config) -> Iterator[str]:
         yield (
             f"training.optimizer={training.optimizer}: must be one of {', '.join(OPTIMIZERS)}, or "
             "look like package.module:Class"
+        )
+    if training.optimizer not in OPTIMIZERS and training.betas is not None:
+        yield (
+            f"training.betas={training.betas}: {training.optimizer} does not get them; "
+            "set them in training.optimizer_arguments"
         )
     rate = training.text_encoder_learning_rate
     if training.optimizer == "prodigy" and rate not in (None, training.learning_rate):

@@ -149,9 +149,9 @@ class TrainingSet(IterableDataset[Batch]):
     """Endless and step-indexed: what stands at (step, index) is a function of the seed alone.
 
     A step's global batch has `batch` samples of the subjects (index 0 ...), then `prior_batch`
-    class images. Each subject has an equal share of the samples, however many pictures there are
-    of it, and so has each class. The batch is dealt out in equal contiguous shares, to `accumulate`
-    micro-batches and in each of these to `world` processes.
+    class images. Over the steps each subject has an equal share of the samples, however many
+    pictures there are of it, and so has each class. The batch is dealt out in equal contiguous
+    shares, to `accumulate` micro-batches and in each of these to `world` processes.
     Use it with `DataLoader(batch_size=None)`; any number of workers gives the same stream of
     `Pictures`. (Each worker has its own copies of the sources and readies them for its own steps.)
     """

@@ -123,8 +123,8 @@ def encode_pictures(
 ) -> Latents:
     """Encode each picture's variants with the VAE, or read them from the folder `cache`.
 
-    `fingerprint` names the VAE's weights; `batch` is the number of squares per forward pass;
-    `device` is where the VAE is moved to (None: it stays); `progress(done, total)` counts pictures.
+    `fingerprint` names the VAE's weights; `batch` is the number of squares per forward pass,
+    which are of one picture; `device` is where the VAE is moved to (None: it stays); `progress(done, total)` counts pictures.
     The result is multiplied by the VAE's `scaling_factor` (after its `shift_factor`, if any).
     Raises UserError for an unreadable picture, an unwritable cache or a VAE that overflows;
     ValueError for no pictures or a batch below 1.
@@ -253,21 +253,17 @@ def _checksum(moments: Moments) -> str:
 def _encode(
     vae: "AutoencoderKL", todo: Sequence[tuple[Path, str]], transform: Transform, batch: int
 ) -> Iterator[Moments]:
-    """Moments [V, C, h, w] of each (picture, digest), in order; a batch may span pictures.
+    """Moments [V, C, h, w] of each (picture, digest), in order.
 
-    Equal variants (every crop of a square picture is the same) are encoded once.
+    A batch never spans pictures: its size shows in the last bits, and which pictures are missing
+    from the cache must not. Equal variants (every crop of a square picture is the same) are encoded
+    once.
     """
-    per_picture = len(transform.variants((1, 1), "0"))
-    group = max(1, batch // per_picture)
-    for start in range(0, len(todo), group):
-        cuts = [_squares(*item, transform) for item in todo[start : start + group]]
-        squares = torch.cat([squares for squares, _ in cuts])  # [sum of D, 3, R, R]
+    for path, digest in todo:
+        squares, order = _squares(path, digest, transform)  # [D, 3, R, R]
         parts = [encode_squares(vae, part) for part in squares.split(batch)]
-        sizes = [len(squares) for squares, _ in cuts]
-        means = torch.cat([mean for mean, _ in parts]).split(sizes)
-        stds = torch.cat([std for _, std in parts]).split(sizes)
-        for (_, order), mean, std in zip(cuts, means, stds, strict=True):
-            yield mean[order], std[order]  # D C h w -> V C h w
+        mean, std = (torch.cat(several) for several in zip(*parts, strict=True))
+        yield mean[order], std[order]  # D C h w -> V C h w
 
 
 def _squares(path: Path, digest: str, transform: Transform) -> tuple[torch.Tensor, list[int]]:

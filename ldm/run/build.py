@@ -26,7 +26,7 @@ from ldm.models.frozen import FrozenPrediction
 from ldm.models.trainable import prepare_training
 from ldm.objective import NoiseSchedule, Objective, ObjectiveSettings
 from ldm.run.data import RunData
-from ldm.run.folder import is_first_process, read_facts
+from ldm.run.folder import is_first_process, read_config, read_facts
 from ldm.run.loggers import build_loggers
 from ldm.run.prepare import Prepared
 from ldm.run.settings import as_trained, filled, grid_seeds, grid_settings, sampling_settings
@@ -118,8 +118,10 @@ def build_job(config: Config, ready: Prepared, run: Path, start: ResumePoint | N
         config.model.gradient_checkpointing,
         embedding=config.training.pivotal > 0,
     )
-    first_steps = read_facts(run).get("steps") if start else None
-    module = build_module(config, ready, modules, first_steps or config.training.steps)
+    first_steps = config.training.steps
+    if start:  # config.yaml is that of the last start; of the first one run.json knows
+        first_steps = read_facts(run).get("steps") or read_config(run).training.steps
+    module = build_module(config, ready, modules, first_steps)
     interrupt = Interrupt()
     resume_state = ResumeState(run, config.training.save_every, interrupt)
     callbacks = build_callbacks(config, ready, run, modules, interrupt, resume_state)

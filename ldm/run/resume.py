@@ -169,18 +169,19 @@ def go_on(run: Path, config: Config, facts: dict[str, Any], start: "ResumePoint 
     from ldm.checkpoint import clear_leftovers, set_aside
     from ldm.checkpoint.files import explain_disk_errors, write_json
 
-    every = read_config(run).training.save_every
+    before = read_config(run).training
     with explain_disk_errors(run):
         clear_leftovers(run)
         for damaged in start.damaged if start else []:
             set_aside(damaged)
         write_config(run, config)
         if start is None or not read_facts(run):
-            write_json(run / "run.json", facts)
+            steps = before.steps if start else config.training.steps
+            write_json(run / "run.json", facts | {"steps": steps})
         if start is None or start.step < config.training.steps:
             for name in RESULTS:
                 (run / name).unlink(missing_ok=True)
-            _tell_the_place(run, start, config.training.steps, every)
+            _tell_the_place(run, start, config.training.steps, before.save_every)
 
 
 def _tell_the_place(run: Path, start: "ResumePoint | None", steps: int, every: int) -> None:

@@ -1,10 +1,10 @@
 """Training: the Lightning module, its optimizer, and what happens around its steps."""
 
-from ldm.training.average import Average, weights_to_look_at
+from ldm.training.average import Average
 from ldm.training.callbacks import Interrupt, Interrupted, ResumeState, Snapshots
 from ldm.training.metrics import Metrics
 from ldm.training.module import DreamBoothModule
-from ldm.training.optim import OptimizerSettings, hints, make_optimizer
+from ldm.training.optim import OptimizerSettings, hints, make_optimizer, weights_to_look_at
 from ldm.training.phases import Phases, annealed
 from ldm.training.progress import TrainingProgress
 from ldm.training.samples import SampleGrid

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ldm.checkpoint import chosen_step, prune_snapshots, save_snapshot
 from ldm.checkpoint.resume import NEWEST, PREVIOUS
 from ldm.checkpoint.tensors import tensor_bytes
-from ldm.training.average import weights_to_look_at
+from ldm.training.optim import weights_to_look_at
 from ldm.training.room import state_bytes, warn_of_little_room
 from ldm.training.steps import StepCallback, is_due, share_failure
 

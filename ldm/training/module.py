@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from ldm.errors import UserError
 from ldm.models.text import encode_prompts
@@ -19,8 +20,9 @@ from ldm.training.guard import FiniteGuard
 from ldm.training.optim import (
     OptimizerSettings,
     build_optimizer,
-    build_schedule,
     counts_of,
+    restore_counts,
+    settle,
     start_afresh,
 )
 from ldm.training.phases import (
@@ -33,6 +35,7 @@ from ldm.training.phases import (
     keep_rows_only,
     restore_rows,
 )
+from ldm.training.rates import build_schedule, set_rates
 
 BAD_STEPS = "steps_not_finite"  # in a checkpoint
 
@@ -155,6 +158,10 @@ class DreamBoothModule(pl.LightningModule):
             return
         if self._training_groups is None or self._training_groups == {EMBEDDING}:
             self._begin_all(step, alone=training == {EMBEDDING})
+        if step == self.phases.text_encoder_stop:
+            stopped = [p for name in (TEXT_ENCODER, EMBEDDING) for p in self._groups.get(name, [])]
+            for optimizer in self.trainer.optimizers:
+                settle(optimizer, stopped)
         self._training_groups = training
         self._embeddings.clear()
         for group, parameters in self._groups.items():
@@ -184,7 +191,10 @@ class DreamBoothModule(pl.LightningModule):
             self.teacher.to(self.device)
 
     def on_train_start(self) -> None:
-        """The clock of the first micro-batch; Lightning calls this after the callbacks."""
+        """Rates of the first step; the clock of the first micro-batch, as callbacks are through."""
+        for config in self.trainer.lr_scheduler_configs:
+            assert isinstance(config.scheduler, LambdaLR), "configure_optimizers made it"
+            set_rates(config.scheduler)
         self.let_optimizer("train")
         self.batch_began = time.perf_counter()
 
@@ -202,8 +212,15 @@ class DreamBoothModule(pl.LightningModule):
                 change()
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Step; while the identifiers' rows are trained alone, the others stay what they were."""
+        """Step; a skipped one leaves no trace in the optimizer.
+
+        While the identifiers' rows are trained alone, the others stay what they were.
+        """
+        before = [counts_of(optimizer) for optimizer in self.trainer.optimizers]
         super().optimizer_step(*args, **kwargs)
+        if self.guard.skipped:
+            for optimizer, counts in zip(self.trainer.optimizers, before, strict=True):
+                restore_counts(optimizer, counts)
         if self._resting_rows is not None:
             embedding = embedding_of(self.trained[TEXT_ENCODER])
             for optimizer in self.trainer.optimizers:
@@ -240,12 +257,14 @@ class DreamBoothModule(pl.LightningModule):
         Without gradients the optimizer changes nothing: so a step that is not finite is skipped.
         """
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        if self._training_groups == {EMBEDDING}:
-            gradient = embedding_of(self.trained[TEXT_ENCODER]).grad
-            if gradient is not None:
-                keep_rows_only(gradient, self.phases.tokens)
         gradients = [p.grad for p in parameters if p.grad is not None]
-        self.gradient_norm = torch.nn.utils.get_total_norm(gradients)
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if self._training_groups == {EMBEDDING} and gradients:
+            whole = norm  # class samples show in the rows that are not trained
+            (gradient,) = gradients
+            keep_rows_only(gradient, self.phases.tokens)
+            norm = torch.where(whole.isfinite(), torch.nn.utils.get_total_norm(gradients), whole)
+        self.gradient_norm = norm
         if not self.guard.step_is_good(self.gradient_norm, self._scaled, self._any_process):
             for parameter in parameters:
                 parameter.grad = None

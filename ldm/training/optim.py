@@ -1,13 +1,12 @@
 """Optimizer and learning-rate schedule."""
 
-import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import LambdaLR
 
 from ldm.errors import UserError
 from ldm.training.phases import EMBEDDING, TEXT_ENCODER, THROUGHOUT, Phases, groups_of
@@ -75,7 +74,7 @@ def make_optimizer(
         if settings.custom:
             return settings.custom(params=groups, lr=settings.learning_rate, **settings.arguments)
         return OPTIMIZERS[name](groups, settings, fused)
-    except (TypeError, ValueError, AssertionError) as error:
+    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
         raise UserError(
             f"training.optimizer={name} cannot be made with training.optimizer_arguments="
             f"{dict(settings.arguments)}, training.betas and training.weight_decay: {error}"
@@ -84,7 +83,10 @@ def make_optimizer(
 
 def _adamw(groups: Groups, settings: OptimizerSettings, fused: bool) -> torch.optim.Optimizer:
     """AdamW (arXiv 1711.05101)."""
-    return torch.optim.AdamW(groups, **{"fused": fused, **_usual(settings)})
+    usual = _usual(settings)
+    if not {"foreach", "differentiable"} & usual.keys():  # these are instead of fused
+        usual = {"fused": fused, **usual}
+    return torch.optim.AdamW(groups, **usual)
 
 
 def _adamw_8bit(groups: Groups, settings: OptimizerSettings, fused: bool) -> torch.optim.Optimizer:
@@ -174,6 +176,12 @@ def counts_of(optimizer: torch.optim.Optimizer) -> Groups:
     ]
 
 
+def restore_counts(optimizer: torch.optim.Optimizer, counts: Groups) -> None:
+    """Put back what `counts_of` gave."""
+    for group, own in zip(optimizer.param_groups, counts, strict=True):
+        group.update(own)
+
+
 def start_afresh(optimizer: torch.optim.Optimizer, counts: Groups) -> None:
     """Forget all moments and averages; `counts`: the groups' own of the beginning (`counts_of`).
 
@@ -182,49 +190,46 @@ def start_afresh(optimizer: torch.optim.Optimizer, counts: Groups) -> None:
     if callable(average := getattr(optimizer, "eval", None)):
         average()
     optimizer.state.clear()
-    for group, own in zip(optimizer.param_groups, counts, strict=True):
-        group.update(own)
+    restore_counts(optimizer, counts)
     if callable(train := getattr(optimizer, "train", None)):
         train()
 
 
-def rate_factor(step: int, settings: OptimizerSettings) -> float:
-    """What the learning rate is multiplied by in optimizer step `step` (0 is the first), in (0, 1].
+@torch.no_grad()
+def settle(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> None:
+    """Parameters that are trained no more become what the optimizer says is their result.
 
-    It rises to 1 over the warm-up, (step + 1) / warmup so that no step is wasted at rate 0, then
-    stays (constant) or falls to 0 at the end of training, straight or as half a cosine
-    (arXiv 1608.03983, equation 5).
+    So that what follows is trained with those weights that will be used. (A schedule-free
+    optimizer trains at a point y of its own and means the average x; where z, which it moves, is x
+    too, all three stay the same.) For any other optimizer nothing happens.
     """
-    if step < settings.warmup:
-        return (step + 1) / settings.warmup
-    if settings.schedule == "constant":
-        return 1.0
-    progress = (step - settings.warmup) / max(1, settings.steps - settings.warmup)
-    remaining = max(0.0, 1 - progress)
-    if settings.schedule == "linear":
-        return remaining
-    return 0.5 * (1 - math.cos(math.pi * remaining))
+    with weights_to_look_at(optimizer):
+        results = [parameter.clone() for parameter in parameters]
+    for parameter, result in zip(parameters, results, strict=True):
+        state = optimizer.state.get(parameter, {})
+        if "z" in state:
+            parameter.copy_(result)
+            state["z"].copy_(result)
 
 
-def group_factor(group: str, step: int, settings: OptimizerSettings, phases: Phases) -> float:
-    """What a group's first rate is multiplied by in step 0, 1, ...; 0 while it is not trained."""
-    if not phases.trains(group, step):
-        return 0.0
-    if step < phases.pivotal:  # the embedding alone, at its own constant rate
-        return settings.pivotal_learning_rate / settings.text_rate
-    return rate_factor(step - phases.pivotal, settings)
+@contextmanager
+def weights_to_look_at(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Inside, the weights are those that the optimizer says are the result so far.
 
-
-def build_schedule(
-    optimizer: torch.optim.Optimizer, settings: OptimizerSettings, phases: Phases = THROUGHOUT
-) -> LambdaLR:
-    """Learning-rate schedule, stepped once per optimizer step; each group as in `group_factor`.
-
-    Warm-up and schedule begin after the steps that train the embedding alone.
+    A schedule-free optimizer (arXiv 2405.15682) trains at a point y and means the average x; its
+    own way there and back rounds, so y is kept and put back: looking changes nothing. For any other
+    optimizer nothing happens.
     """
-    after = replace(settings, steps=settings.steps - phases.pivotal)
-
-    def factor_of(group: str) -> Callable[[int], float]:
-        return lambda step: group_factor(group, step, after, phases)
-
-    return LambdaLR(optimizer, [factor_of(group["name"]) for group in optimizer.param_groups])
+    if not callable(getattr(optimizer, "eval", None)):
+        yield
+        return
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    kept = [weight.detach().clone() for weight in weights]
+    optimizer.eval()  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        optimizer.train()  # type: ignore[attr-defined]
+        with torch.no_grad():
+            for weight, before in zip(weights, kept, strict=True):
+                weight.copy_(before)

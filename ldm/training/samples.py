@@ -15,8 +15,8 @@ from torch import nn
 from ldm.checkpoint.files import explain_disk_errors, flush, staging
 from ldm.errors import UserError
 from ldm.sampling.metadata import png_info
-from ldm.training.average import weights_to_look_at
 from ldm.training.loggers import Guarded
+from ldm.training.optim import weights_to_look_at
 from ldm.training.steps import StepCallback, is_due, share_failure
 
 log = logging.getLogger(__name__)

@@ -194,7 +194,10 @@ def test_subject_samples_do_not_depend_on_the_prior():
 def test_any_number_of_workers_gives_the_same_stream(workers):
     context = "fork" if workers else None
     found = training_set(accumulate=2)
-    loader = DataLoader(found, None, num_workers=workers, multiprocessing_context=context)
+    limit = 60.0 if workers else 0.0  # seconds: a fork of a process with threads may hang
+    loader = DataLoader(
+        found, None, num_workers=workers, multiprocessing_context=context, timeout=limit
+    )
     assert samples(list(islice(loader, 10))) == stream(5, accumulate=2)
 
 

@@ -121,6 +121,23 @@ def test_batch_size_changes_nothing_and_is_kept(vae, pictures, batch):
     assert counting.largest <= batch
 
 
+@pytest.mark.parametrize("there", [1, 2])
+def test_what_is_in_the_cache_does_not_show(vae, pictures, tmp_path, there):
+    """Stopped after some pictures and gone on with: not a bit differs."""
+
+    def stop(done: int, total: int) -> None:
+        if done == there:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        encode_pictures(vae, "f", pictures, SIDE, cache=tmp_path / "cache", progress=stop)
+    assert len(list((tmp_path / "cache").iterdir())) == there
+    rest = Counting(vae)
+    found = encode_pictures(rest, "f", pictures, SIDE, cache=tmp_path / "cache")
+    assert rest.squares == 3 - there
+    assert same(found, encode_pictures(vae, "f", pictures, SIDE))
+
+
 def test_variants_are_crops_and_their_mirror_images(vae, pictures):
     counting = Counting(vae)
     latents = encode_pictures(counting, "f", pictures, SIDE, crop="random", crops=3, mirror=True)

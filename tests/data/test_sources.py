@@ -148,7 +148,7 @@ def test_two_workers_give_the_same_stream():
     found = TrainingSet(
         three(masked=(True, False, True)), two_classes(), batch=4, prior_batch=8, accumulate=2
     )
-    loader = DataLoader(found, None, num_workers=2, multiprocessing_context="fork")
+    loader = DataLoader(found, None, num_workers=2, multiprocessing_context="fork", timeout=60)
     for one, other in zip(islice(loader, 8), found, strict=False):
         assert set(one) == set(Batch.__annotations__)
         for key, value in other.items():

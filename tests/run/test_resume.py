@@ -13,6 +13,7 @@ import torch
 import main
 from ldm.checkpoint import find_resume
 from ldm.run.resume import last_step
+from tests.torture import unequal
 from tests.workspace import Workspace, difference, weights
 
 
@@ -86,6 +87,16 @@ def test_a_learning_rate_that_will_jump_is_warned_of(
         assert main.main(["--resume", str(run), f"training.steps={steps}"]) == 0
         said.append("training.schedule=linear change from step 2 on" in caplog.text)
     assert said == [False, False, True]
+
+
+def test_raised_steps_have_the_rates_of_the_new_length(place: Workspace) -> None:
+    run = place.train("falling", training__schedule="linear", training__steps=2)
+    assert main.main(["--resume", str(run), "training.steps=4"]) == 0
+    with (run / "metrics.csv").open(newline="") as file:
+        rates = [float(row["lr/unet"]) for row in csv.DictReader(file)]
+    assert rates == pytest.approx([1e-3, 5e-4, 5e-4, 2.5e-4]), "half of the old, then of the new"
+    moved = unequal(weights(run, 2), weights(run, 3), "weights")
+    assert list(moved), "no step at the rate 0 of the old end"
 
 
 def test_results_of_an_earlier_end_go_when_training_goes_on(place: Workspace) -> None:
@@ -223,6 +234,19 @@ def test_without_run_json_it_is_made_again(
     assert "base and pictures are not compared" in caplog.text
     again = json.loads((run / "run.json").read_text(encoding="utf-8"))
     assert again["pictures"] == facts["pictures"]
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_more_steps_bring_no_phase_back(place: Workspace, lost: bool) -> None:
+    """Its shares are of the first length, which config.yaml knows too if run.json is lost."""
+    run = place.train("stopped", training__steps=2, training__text_encoder_stop=0.5)
+    for steps in (3, 6):
+        if lost:
+            (run / "run.json").unlink()
+        assert main.main(["--resume", str(run), f"training.steps={steps}"]) == 0
+    for step in (3, 4, 5, 6):
+        text = weights(run, step, "text_encoder")
+        assert not list(unequal(weights(run, 2, "text_encoder"), text, "text encoder"))
 
 
 def test_the_last_step_of_what_is_left_of_a_file(tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ import torch
 from torch.optim import SGD
 
 from ldm.training.module import DreamBoothModule
+from ldm.training.optim import weights_to_look_at
+from tests.torture import unequal
 from tests.training.job import build_data, build_module, train
 
 BaseFolder = Callable[[str], Path]
@@ -254,12 +256,32 @@ def test_a_samples_weight_multiplies_its_loss(tiny_base_folder: BaseFolder) -> N
 class Poison(pl.Callback):
     """Makes the loss of some steps NaN through one sample's latents."""
 
-    def __init__(self, steps: set[int]) -> None:
-        self.steps = steps
+    def __init__(self, steps: set[int], sample: int = 1) -> None:
+        self.steps, self.sample = steps, sample
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, *_: Any) -> None:
         if batch["step"] in self.steps:
-            batch["latents"][1] = torch.nan
+            batch["latents"][self.sample] = torch.nan
+
+
+class Skip(pl.Callback):
+    """Some steps never reach the optimizer."""
+
+    def __init__(self, steps: set[int]) -> None:
+        self.steps = steps
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        (optimizer,) = trainer.optimizers
+        step = optimizer.step
+
+        def skipping(closure: Callable[[], Any]) -> Any:
+            if trainer.global_step not in self.steps:
+                return step(closure)
+            closure()
+            optimizer.zero_grad()
+            return None
+
+        optimizer.step = skipping  # type: ignore[method-assign,assignment]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16-mixed"])
@@ -279,6 +301,39 @@ def test_a_step_that_is_not_finite_is_skipped(
     assert module.guard.hopeless is None
     (optimizer,) = trainer.optimizers
     assert {int(state["step"]) for state in optimizer.state.values()} == {3}
+
+
+def test_a_class_sample_that_is_not_finite_stops_the_embedding_alone_too(
+    tiny_base_folder: BaseFolder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The identifier's row has a finite gradient; that of the class noun's has not."""
+    base = tiny_base_folder("eps")
+    rows = [build_module(base).tokenizer.convert_tokens_to_ids("sks</w>")]
+    poison, phases = Poison({1, 2, 3}, sample=-1), {"pivotal": 6, "tokens": rows}
+    module, trainer, _ = train(tmp_path, base, 6, accumulate=1, extra=(poison,), phases=phases)
+    assert trainer.global_step == 4
+    assert module.guard.hopeless is not None and "steps 2, 3, 4" in module.guard.hopeless
+    assert "the loss is not finite for" in caplog.text
+    (optimizer,) = trainer.optimizers
+    assert {int(state["step"]) for state in optimizer.state.values()} == {1}
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "schedule_free_adamw", "prodigy"])
+def test_a_skipped_step_leaves_no_trace(
+    tiny_base_folder: BaseFolder, tmp_path: Path, optimizer: str
+) -> None:
+    """After a skipped first step, the others make what a run without it makes of them."""
+    base = tiny_base_folder("eps")
+    settings: dict[str, Any] = {"schedule": "constant", "warmup": 0}
+    if optimizer == "prodigy":
+        settings |= {"learning_rate": 1.0, "text_encoder_learning_rate": 1.0}
+    options: dict[str, Any] = {"optimizer": {"optimizer": optimizer, **settings}, "accumulate": 1}
+    module, trainer, _ = train(tmp_path / "a", base, 3, extra=(Poison({0}),), **options)
+    other, _, _ = train(tmp_path / "b", base, 3, extra=(Skip({0}),), **options)
+    with weights_to_look_at(trainer.optimizers[0]):
+        found = {key: value.clone() for key, value in module.state_dict().items()}
+    with weights_to_look_at(other.trainer.optimizers[0]):
+        assert not list(unequal(found, dict(other.state_dict()), "weights"))
 
 
 def test_three_steps_in_a_row_stop_the_run_with_its_state_saved(

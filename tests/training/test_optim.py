@@ -11,16 +11,14 @@ from diffusers.optimization import get_scheduler
 from torch import nn
 
 from ldm.errors import UserError
-from ldm.training.average import weights_to_look_at
 from ldm.training.optim import (
     OPTIMIZERS,
     OptimizerSettings,
     build_optimizer,
-    build_schedule,
-    group_factor,
-    rate_factor,
+    weights_to_look_at,
 )
 from ldm.training.phases import Phases
+from ldm.training.rates import build_schedule, group_factor, rate_factor
 
 
 def test_groups_have_their_own_learning_rate() -> None:
@@ -187,6 +185,10 @@ def test_arguments_reach_the_optimizer_and_wrong_ones_are_named() -> None:
     modules = networks()
     made = build_optimizer(modules, settings_of("adamw", arguments={"eps": 0.5}))
     assert made.defaults["eps"] == 0.5 and made.defaults["fused"] is True
+    assert build_optimizer(modules, settings_of("adamw", arguments={"foreach": True}))
+    with pytest.raises(UserError, match=r"training\.optimizer_arguments=.*differentiable"):
+        both = {"fused": True, "differentiable": True}
+        build_optimizer(modules, settings_of("adamw", arguments=both))
     with pytest.raises(UserError, match=r"training\.optimizer_arguments=.*nonsense"):
         build_optimizer(modules, settings_of("lion", arguments={"nonsense": 1}))
 

@@ -8,8 +8,10 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
+from ldm.training import Average
 from ldm.training.module import DreamBoothModule
 from ldm.training.phases import Phases, annealed, keep_rows_only
+from tests.torture import unequal
 from tests.training.job import build_module, train
 
 BaseFolder = Callable[[str], Path]
@@ -157,6 +159,45 @@ def test_embeddings_of_a_stopped_text_encoder_are_its_last_ones(
     fresh.load_state_dict(module.state_dict())
     torch.testing.assert_close(fresh.encode([prompt])[0], kept)
     assert not torch.allclose(build_module(tiny_base_folder("eps")).encode([prompt])[0], kept)
+
+
+def test_a_stopped_text_encoder_is_the_one_that_will_be_used(
+    tiny_base_folder: BaseFolder, tmp_path: Path
+) -> None:
+    """A schedule-free optimizer's average, not the point that it trained at; for good."""
+    optimizer = {"optimizer": "schedule_free_adamw", "schedule": "constant"}
+    phases = {"text_encoder_stop": 2}
+    module, watch = watched(tiny_base_folder("eps"), tmp_path, 4, phases, optimizer=optimizer)
+    assert any("text_encoder" in name for name in watch.moved(2)), "from y to x"
+    assert {name.split(".")[1] for name in watch.moved(3)} == {"unet"}
+    module.let_optimizer("eval")
+    text = {key: value for key, value in module.state_dict().items() if "text_encoder" in key}
+    assert not list(unequal({key: watch.states[3][key] for key in text}, text, "result"))
+    prompt, kept = next(iter(module._embeddings.items()))
+    fresh = build_module(tiny_base_folder("eps"))
+    fresh.load_state_dict(module.state_dict())
+    torch.testing.assert_close(fresh.encode([prompt])[0], kept)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "schedule_free_adamw"])
+def test_an_average_without_memory_is_the_result(
+    tiny_base_folder: BaseFolder, tmp_path: Path, optimizer: str
+) -> None:
+    average: list[Average] = []
+
+    class Instant(pl.Callback):
+        def on_train_start(self, trainer: Any, *_: Any) -> None:
+            average.extend(one for one in trainer.callbacks if isinstance(one, Average))
+            average[0].average.decay = 0.0
+
+    settings = {"optimizer": optimizer, "schedule": "constant"}
+    base = tiny_base_folder("eps")
+    module, _, _ = train(tmp_path, base, 3, ema=True, extra=(Instant(),), optimizer=settings)
+    module.let_optimizer("eval")
+    found = average[0].state_dict()["average"]
+    for name, part in module.trained.items():
+        wanted = {key: value.detach() for key, value in part.named_parameters()}
+        assert not list(unequal(wanted, found[name], name))
 
 
 @pytest.mark.parametrize(("step", "weight"), [(0, 1.0), (2, 0.75), (4, 0.5), (9, 0.5)])

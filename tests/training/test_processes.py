@@ -151,8 +151,10 @@ def test_two_processes_of_main_are_one_with_live_class_images(
     assert made.returncode == 0, made.stderr
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the order of summation in the sampler could turn a pixel's last bit
-    one = place.train("one", **settings)
-    torch.set_num_threads(threads)
+    try:
+        one = place.train("one", **settings)
+    finally:
+        torch.set_num_threads(threads)
     (two,) = place.logs.glob("*_two")
     first, last, other = (flat_weights(*at) for at in ((one, 2), (one, 6), (two, 6)))
     assert (last - first).norm() > 1e-3 * last.norm()

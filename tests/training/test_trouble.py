@@ -41,8 +41,12 @@ class Fill(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         if trainer.global_step == self.after and not self.aside.exists():
-            self.path.rename(self.aside)
-            self.path.symlink_to(FULL)
+            os.link(
+                self.path, self.aside
+            )  # the path is never without a file: another thread writes
+            link = self.path.with_suffix(".full")
+            link.symlink_to(FULL)
+            link.replace(self.path)
         if trainer.global_step == self.until and self.aside.exists():
             self.empty()
 
