@@ -60,9 +60,10 @@ def train(args: argparse.Namespace) -> None:
     from ldm.run.prepare import prepare
 
     with contextlib.ExitStack() as held:
-        start = None
+        start, first = None, folder.is_first_process(config)
         if args.resume:
-            held.enter_context(folder.claimed(args.resume))
+            if first:
+                held.enter_context(folder.claimed(args.resume))
             start = resume.resume_point(args.resume, config)
             if lines := resume.finished_lines(args.resume, config, start):
                 print(*lines, *finish.report_lines(args.resume), sep="\n")
@@ -74,7 +75,7 @@ def train(args: argparse.Namespace) -> None:
         if args.resume:
             resume.check_unchanged(run, facts)
         job = held.enter_context(build.build_job(config, ready, run, start))
-        if folder.is_first_process():
+        if first:
             if args.resume:
                 resume.go_on(run, config, facts, start)
             else:

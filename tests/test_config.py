@@ -1,6 +1,7 @@
 """Configuration: merging, what a value may be, and that every problem is named at once."""
 
 import itertools
+import json
 import re
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from ldm.config import (
     Config,
     config_keys,
     differences,
+    flat,
     instantiate,
     load_config,
     split_command_line,
@@ -258,7 +260,7 @@ def test_several_subjects_are_read_and_written(tmp_path: Path) -> None:
     assert subject.identifier == "no" and subject.prompt == ["a [V] cat"]
     assert not subject.pictures.startswith("~")
     file = yaml_file(tmp_path, to_yaml(config))
-    assert differences(config, load_config([file], [])) == {}
+    assert differences(flat(config), flat(load_config([file], []))) == {}
 
 
 def test_numbers_among_the_optimizers_arguments() -> None:
@@ -298,7 +300,8 @@ def test_damaged_files(tmp_path: Path, text: str, said: str) -> None:
 
 
 def test_empty_file_and_non_text(tmp_path: Path) -> None:
-    assert load_config([yaml_file(tmp_path, "# nothing\n")], []) == load_config([], [])
+    for nothing in ("# nothing\n", "", " \n"):
+        assert load_config([yaml_file(tmp_path, nothing)], []) == load_config([], [])
     file = tmp_path / "picture.yaml"
     file.write_bytes(b"\xff\xd8\xff")
     assert "cannot be read" in problems(files=(file,))
@@ -313,8 +316,12 @@ def test_split_command_line() -> None:
 
 
 def test_differences() -> None:
-    assert differences(load_config([], []), load_config([], ["seed=4"])) == {"seed": (0, 4)}
-    assert "prior.count" in differences(load_config([], []), load_config([], ["prior=null"]))
+    plain, other = flat(load_config([], [])), flat(load_config([], ["seed=4"]))
+    assert differences(plain, other) == {"seed": (0, 4)}
+    assert "prior.count" in differences(plain, flat(load_config([], ["prior=null"])))
+    several = ["subjects=[{pictures: a, identifier: b, class_noun: c}]"]
+    assert differences(plain, flat(load_config([], several))).keys() == {"subjects"}
+    assert json.loads(json.dumps(flat(load_config([], several)))) == flat(load_config([], several))
 
 
 def test_instantiate() -> None:
@@ -334,7 +341,7 @@ def test_samplers_are_those_that_exist() -> None:
 
 def test_default_values_of_main_job() -> None:
     """The schema's defaults and the main job agree, so that overlays mean the same on either."""
-    assert differences(load_config([], []), load_config([MAIN_JOB], [])) == {}
+    assert differences(flat(load_config([], [])), flat(load_config([MAIN_JOB], []))) == {}
     assert isinstance(load_config([], []), Config)
 
 

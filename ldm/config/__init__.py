@@ -3,6 +3,7 @@
 from ldm.config.load import (
     config_keys,
     differences,
+    flat,
     instantiate,
     load_config,
     split_command_line,
@@ -20,6 +21,7 @@ __all__ = [
     "Training",
     "config_keys",
     "differences",
+    "flat",
     "instantiate",
     "load_config",
     "split_command_line",

@@ -7,8 +7,8 @@ in a configuration is reported within a fraction of a second.
 import importlib
 import inspect
 import os
-from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -85,7 +85,7 @@ def _read_file(file: Path, assigner: Assigner) -> None:
         return
     try:
         text = file.read_text(encoding="utf-8")
-        typed = OmegaConf.to_container(OmegaConf.create(text) if text.strip() else {})
+        typed = OmegaConf.to_container(OmegaConf.create(text or "{}"))
         raw = yaml.load(text, yaml.BaseLoader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
@@ -138,10 +138,15 @@ def config_keys(section: type = Config, prefix: str = "") -> list[str]:
     return keys
 
 
-def differences(first: Config, second: Config) -> dict[str, tuple[Any, Any]]:
-    """The keys whose values differ, with both values."""
-    pairs = {key: (value_at(first, key), value_at(second, key)) for key in config_keys()}
-    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+def flat(config: Config) -> dict[str, Any]:
+    """Every dotted key with its value, of plain types that JSON keeps as they are."""
+    subjects = {"subjects": [asdict(subject) for subject in config.subjects]}
+    return {key: value_at(config, key) for key in config_keys()} | subjects
+
+
+def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The keys of two `flat` configs whose values differ, with both values."""
+    return {key: (first[key], now) for key, now in second.items() if first[key] != now}
 
 
 def instantiate(dotted: str, **arguments: Any) -> Any:

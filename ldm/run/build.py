@@ -205,7 +205,7 @@ def build_module(
     weights = (prior.weight, prior.weight_end) if prior else (0.0, None)
     phases = phases_of(config, base, first_steps)
     optimizer = optimizer_settings(config)
-    for hint in hints(optimizer, phases) if is_first_process() else ():
+    for hint in hints(optimizer, phases) if is_first_process(config) else ():
         log.warning("%s", hint)
     return DreamBoothModule(
         modules,

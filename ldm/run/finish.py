@@ -22,10 +22,14 @@ from ldm.run.progress import counted
 from ldm.run.settings import as_trained, grid_settings, sampling_settings
 from ldm.run.sheet import readable, result_sheet
 from ldm.run.trouble import out_of_memory_message
+from ldm.sampling.metadata import read_settings
 from ldm.training import Interrupted
 from ldm.training.samples import save_picture
 
 log = logging.getLogger(__name__)
+
+SHEET = "sheet.png"
+COMPARED = ("prompts", "seeds", "negative", "steps", "sampler", "scale", "rescale", "width")
 
 
 def conclude(config: Config, run: Path, ready: Prepared, job: Job) -> bool:
@@ -144,27 +148,34 @@ def try_sheet(config: Config, run: Path, ready: Prepared, step: int) -> None:
     try:
         write_sheet(config, run, ready, step)
     except Exception as error:
-        log.warning("no %s: %s", run / "sheet.png", error)
+        log.warning("no %s: %s", run / SHEET, error)
 
 
 def write_sheet(config: Config, run: Path, ready: Prepared, step: int) -> None:
     """Write sheet.png from the first sample grid and that of the last step, where grids are drawn.
 
-    UserError: disk not writable.
+    Grids drawn with other prompts, seeds or settings (they may change when a run goes on) are not
+    put side by side: the last one then stands alone. UserError: disk not writable.
     """
     before = run / "samples" / "step-000000.png"
     after = run / "samples" / f"step-{step:06d}.png"
-    if before.is_file() and after.is_file():
-        settings = grid_settings(config, ready.base, ready.resolution, run)
-        shape = (len(config.samples.prompts), config.samples.count)
-        sheet = result_sheet(ready.pictures, after, before, step, shape)
-        save_picture(sheet, run / "sheet.png", {**settings, "step": step, "steps_shown": [0, step]})
+    if not (before.is_file() and after.is_file()):
+        return
+    drawn = {path: read_settings(path) for path in (before, after)}
+    alike = all(drawn[before].get(key) == drawn[after].get(key) for key in COMPARED)
+    if not alike:
+        log.warning("%s: without the untouched base, whose grid has other settings", run / SHEET)
+    settings = grid_settings(config, ready.base, ready.resolution, run)
+    shape = (len(config.samples.prompts), config.samples.count)
+    sheet = result_sheet(ready.pictures, after, before if alike else None, step, shape)
+    shown = [0, step] if alike else [step]
+    save_picture(sheet, run / SHEET, {**settings, "step": step, "steps_shown": shown})
 
 
 def report_lines(run: Path) -> list[str]:
     """Where a finished run's results are."""
     places = {
-        "look first": run / "sheet.png",
+        "look first": run / SHEET,
         "pictures": run / "samples",
         "numbers": run / "metrics.csv",
         "snapshots": run / "snapshots",

@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldm.config import Config, load_config, to_yaml
+from ldm.config import Config, flat, load_config, to_yaml
 from ldm.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,10 +30,30 @@ PACKAGES = (
 )
 
 
-def is_first_process() -> bool:
-    """Whether this is the one process that writes (global rank 0), before any group exists."""
+def is_first_process(config: Config) -> bool:
+    """Whether this is the one process that writes (global rank 0), before any group exists.
+
+    A process that trains alone is the first, whatever rank the environment gives it: several runs
+    may be started by one srun.
+    """
     names = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
-    return all(os.environ.get(name, "0") == "0" for name in names)
+    alone = process_count(config) == 1
+    return alone or all(os.environ.get(name, "0") == "0" for name in names)
+
+
+def process_count(config: Config) -> int:
+    """How many processes `trainer` asks for; on a machine with GPUs, auto and -1 mean all."""
+    hardware = config.trainer
+    if "," in hardware.devices:
+        count = len([device for device in hardware.devices.split(",") if device])
+    elif hardware.devices.isdecimal():
+        count = int(hardware.devices)
+    else:
+        import torch
+
+        on_gpu = hardware.accelerator in ("auto", "gpu", "cuda")
+        count = max(1, torch.cuda.device_count()) if on_gpu else 1
+    return count * hardware.nodes
 
 
 def new_run(config: Config, now: datetime) -> Path:
@@ -42,14 +62,15 @@ def new_run(config: Config, now: datetime) -> Path:
     A process that the first one started is told its run folder. One that torchrun or SLURM started
     computes a name from its own clock, which stands in messages alone: only the first one writes.
     """
-    if not is_first_process():
+    first = is_first_process(config)
+    if not first:
         from ldm.training.ranks import RUN
 
         if told := os.environ.get(RUN):
             return Path(told)
     name = config.name or "-".join(config.subject.class_noun.split())
     run = Path(config.logs) / f"{now:%Y-%m-%dT%H-%M-%S}_{name}"
-    if run.exists() and is_first_process():
+    if run.exists() and first:
         raise UserError(
             f"run folder {run} exists already; go on with it by --resume {run}, "
             "or choose another --name"
@@ -96,14 +117,10 @@ def create_run(run: Path, config: Config, facts: dict[str, Any]) -> None:
 def claimed(run: Path) -> Iterator[None]:
     """Inside, this run has its folder for itself; the system lets go of it when the process dies.
 
-    Only the process that writes holds it, so the other ones of the same run pass. UserError where
-    another run holds it.
+    For the one process of a run that writes. UserError where another run holds it.
     """
     import filelock
 
-    if not is_first_process():
-        yield
-        return
     lock = filelock.FileLock(run / LOCK, timeout=0)
     try:
         lock.acquire()
@@ -148,6 +165,7 @@ def run_facts(config: Config, ready: "Prepared") -> dict[str, Any]:
         "versions": {"python": platform.python_version()}
         | {name: metadata.version(name) for name in PACKAGES},
         "command": shlex.join(["python", *sys.argv]),
+        "config": flat(config),  # of the last start; what it goes on from is compared with it
     }
 
 

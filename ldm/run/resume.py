@@ -2,11 +2,10 @@
 
 import csv
 import logging
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldm.config import Config, differences, load_config
+from ldm.config import Config, differences, flat, load_config
 from ldm.errors import UserError
 from ldm.run.folder import is_first_process, read_config, read_facts, write_config
 
@@ -44,10 +43,11 @@ def resumed_config(run: Path, files: list[Path], overrides: list[str]) -> Config
 
     UserError where that changes what was trained: only length, output and devices may change.
     """
-    stored = read_config(run)
-    config = load_config([run / "config.yaml", *files], overrides)
-    changed = differences(stored, config)
-    if "subjects" in changed and _without_places(stored) == _without_places(config):
+    stored, config = flat(read_config(run)), load_config([run / "config.yaml", *files], overrides)
+    started = {**stored, **read_facts(run).get("config", {})}  # also where the file was edited
+    now = flat(config)
+    changed = differences(started, now)
+    if "subjects" in changed and _without_places(started) == _without_places(now):
         del changed["subjects"]
     lines = {key: f"\n  - {key}={now!r}, was {was!r}" for key, (was, now) in changed.items()}
     notes = {key: _note(key, *pair) for key, pair in changed.items()}
@@ -58,11 +58,13 @@ def resumed_config(run: Path, files: list[Path], overrides: list[str]) -> Config
         if notes[key] is not None
     )
     if wrong:
+        edited = differences(started, stored).keys() & changed.keys()
+        remedy = f"put them back into {run / 'config.yaml'}" if edited else "leave them out"
         also = f"\nthese may change:{allowed}" if allowed else ""
         raise UserError(
-            f"{run} was started with other values; leave them out, or start a new run:{wrong}{also}"
+            f"{run} was started with other values; {remedy}, or start a new run:{wrong}{also}"
         )
-    if allowed and is_first_process():
+    if allowed and is_first_process(config):
         log.info("%s goes on with other values than before:%s", run, allowed)
     return config
 
@@ -74,8 +76,8 @@ def _note(key: str, was: Any, now: Any) -> str | None:
     return next((note for start, note in MAY_CHANGE.items() if key.startswith(start)), None)
 
 
-def _without_places(config: Config) -> list[Any]:
-    return [replace(subject, pictures="") for subject in config.subjects]
+def _without_places(config: dict[str, Any]) -> list[Any]:
+    return [{**subject, "pictures": ""} for subject in config["subjects"]]
 
 
 def resume_point(run: Path, config: Config) -> "ResumePoint | None":
@@ -175,9 +177,9 @@ def go_on(run: Path, config: Config, facts: dict[str, Any], start: "ResumePoint 
         for damaged in start.damaged if start else []:
             set_aside(damaged)
         write_config(run, config)
-        if start is None or not read_facts(run):
-            steps = before.steps if start else config.training.steps
-            write_json(run / "run.json", facts | {"steps": steps})
+        if start is not None:  # what the first start was with; config.yaml was that of the last
+            facts = {**facts, "steps": before.steps, **read_facts(run), "config": facts["config"]}
+        write_json(run / "run.json", facts)
         if start is None or start.step < config.training.steps:
             for name in RESULTS:
                 (run / name).unlink(missing_ok=True)

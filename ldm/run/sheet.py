@@ -28,17 +28,18 @@ def readable(paths: Sequence[Path]) -> list[Image.Image]:
 
 
 def result_sheet(
-    pictures: list[Path], after: Path, before: Path, step: int, shape: tuple[int, int]
+    pictures: list[Path], after: Path, before: Path | None, step: int, shape: tuple[int, int]
 ) -> Image.Image:
     """The subject's pictures above two sample grids with the same prompts and seeds.
 
     pictures: the first eight that are still there are shown. after: the grid drawn at optimizer
-    step `step`; before: the one at step 0, the untouched base. shape: rows and columns in each.
+    step `step`; before: the one at step 0, the untouched base; None: it is left out. shape: rows
+    and columns in each.
     """
-    grids = {
-        f"after {step} steps": _opened(after),
-        "the untouched base, same seeds": without_labels(_opened(before), *shape),
-    }
+    grids = {f"after {step} steps": _opened(after)}
+    if before is not None:
+        title = "the untouched base, same seeds"
+        grids[title] = without_labels(_opened(before), *shape)
     shown = readable(pictures[:8])
     if not shown:
         return _beside(grids)

@@ -58,7 +58,8 @@ def test_before_the_first_step_there_is_nothing_to_save(
 def test_only_a_process_that_was_started_is_told_its_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, now = load_config([MAIN_JOB], [f"logs={tmp_path}", "name=a"]), datetime(2026, 1, 31)
+    words = [f"logs={tmp_path}", "name=a", "trainer.devices=2"]
+    config, now = load_config([MAIN_JOB], words), datetime(2026, 1, 31)
     own = tmp_path / "2026-01-31T00-00-00_a"
     monkeypatch.setenv(ranks.RUN, "logs/told")
     assert new_run(config, now) == own, "the first process is not told, whatever was left there"

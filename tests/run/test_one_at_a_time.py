@@ -8,11 +8,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 import main
 import scripts.sample
+from ldm.config import load_config
 from ldm.errors import UserError
-from ldm.run.folder import claimed
+from ldm.run.folder import claimed, is_first_process, process_count
 from tests.workspace import Workspace
 
 ROOT = Path(__file__).parents[2]
@@ -58,13 +60,40 @@ def test_it_is_let_go_of(tmp_path: Path, hold: Callable[[Path], subprocess.Popen
 
 
 @pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"])
-def test_other_processes_of_the_same_run_pass(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+def test_a_rank_counts_where_there_are_several(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    one, two = (load_config([], ["trainer.accelerator=cpu", f"trainer.devices={n}"]) for n in "12")
+    assert is_first_process(one) and is_first_process(two)
+    monkeypatch.setenv(name, "1")
+    assert is_first_process(one) and not is_first_process(two)
+    monkeypatch.setenv(name, "0")
+    assert is_first_process(two)
+
+
+def test_how_many_processes_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    counts = {"auto": 3, "-1": 3, "2": 2, "0,": 1, "0,2": 2}
+    for devices, count in counts.items():
+        hardware = [f"trainer.devices='{devices}'", "trainer.nodes=2"]
+        assert process_count(load_config([], hardware)) == 2 * count
+        if count == 3:
+            assert process_count(load_config([], [*hardware, "trainer.accelerator=cpu"])) == 2
+
+
+@pytest.mark.parametrize("name", ["RANK", "SLURM_PROCID"])
+def test_a_process_alone_writes_whatever_its_rank(
+    tmp_path: Path,
+    tiny_base_folder: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
 ) -> None:
-    with claimed(tmp_path):
-        monkeypatch.setenv(name, "1")
-        with claimed(tmp_path):
-            pass
+    """As one of several runs that one srun starts."""
+    monkeypatch.setenv(name, "3")
+    place = Workspace(tmp_path, tiny_base_folder("eps"))
+    run = place.train("alone", trainer__devices=1)
+    assert {"config.yaml", "run.json"} <= {path.name for path in run.iterdir()}
+    with claimed(run):
+        assert main.main(["--resume", str(run), "training.steps=3"]) == 2, "it is in use"
+    assert main.main(["--resume", str(run), "training.steps=3"]) == 0
 
 
 def test_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import main
 from ldm.checkpoint import find_resume
 from ldm.run.resume import last_step
+from ldm.sampling.metadata import read_settings
 from tests.torture import unequal
 from tests.workspace import Workspace, difference, weights
 
@@ -65,6 +67,53 @@ def test_resume_refuses_other_values(
     message = capsys.readouterr().err
     for said in ("model.base", "pictures gone: gone.png", "pictures changed: 1.png"):
         assert said in message, "all at once"
+
+
+def test_a_config_that_was_edited_or_cut_short_is_compared_too(
+    place: Workspace, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """run.json knows with what the run was started."""
+    run = place.train("edited", objective__weighting="min_snr", training__steps=1)
+    file = run / "config.yaml"
+    whole = file.read_text(encoding="utf-8")
+    more = ["--resume", str(run), "training.steps=2"]
+
+    file.write_text(whole.replace("weighting: min_snr", "weighting: p2"), encoding="utf-8")
+    assert main.main(more) == 2
+    message = capsys.readouterr().err
+    assert "objective.weighting='p2', was 'min_snr'" in message
+    assert f"put them back into {file}" in message
+    lines = whole.splitlines(keepends=True)
+    for end in range(0, lines.index("objective:\n"), 9):
+        file.write_text("".join(lines[:end]), encoding="utf-8")
+        assert main.main(more) == 2
+    file.write_text("", encoding="utf-8")
+    assert main.main(more) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+    file.write_text(whole.replace("save_every: 1", "save_every: 2"), encoding="utf-8")
+    assert main.main(more) == 0
+    assert "training.save_every=2, was 1" in caplog.text
+    caplog.clear()
+    assert main.main(["--resume", str(run), "training.steps=3"]) == 0
+    assert "save_every" not in caplog.text, "said once"
+
+
+def test_grids_that_were_drawn_differently_are_not_put_side_by_side(
+    place: Workspace, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = place.train("drawn", samples__every=1, samples__prompts="a [V] robot")
+    assert read_settings(run / "sheet.png")["steps_shown"] == [0, 2]
+    assert main.main(["--resume", str(run), "training.steps=3", "snapshots.keep=9"]) == 0
+    assert read_settings(run / "sheet.png")["steps_shown"] == [0, 3]
+    with Image.open(run / "sheet.png") as sheet:
+        both = sheet.width
+    assert not caplog.records or "other settings" not in caplog.text
+    assert main.main(["--resume", str(run), "training.steps=4", "samples.seed=100"]) == 0
+    assert read_settings(run / "sheet.png")["steps_shown"] == [4]
+    assert "without the untouched base" in caplog.text
+    with Image.open(run / "sheet.png") as sheet:
+        assert sheet.width < both
 
 
 def test_fewer_steps_than_are_done(place: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
@@ -240,11 +289,11 @@ def test_without_run_json_it_is_made_again(
 def test_more_steps_bring_no_phase_back(place: Workspace, lost: bool) -> None:
     """Its shares are of the first length, which config.yaml knows too if run.json is lost."""
     run = place.train("stopped", training__steps=2, training__text_encoder_stop=0.5)
-    for steps in (3, 6):
-        if lost:
-            (run / "run.json").unlink()
+    if lost:
+        (run / "run.json").unlink()
+    for steps in (6, 14):
         assert main.main(["--resume", str(run), f"training.steps={steps}"]) == 0
-    for step in (3, 4, 5, 6):
+    for step in (3, 6, 7, 14):
         text = weights(run, step, "text_encoder")
         assert not list(unequal(weights(run, 2, "text_encoder"), text, "text encoder"))
 
