@@ -1,12 +1,16 @@
 """Shared fixtures: tiny random Stable Diffusions, built in code, for wiring and parity."""
 
 import json
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+
+for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+    os.environ.pop(name, None)  # usual in CI: rich, here and in child processes, would draw bars
 
 TINY_RESOLUTION = 32  # VAE factor 4, UNet sample size 8
 TINY_LENGTH = 32  # tokens

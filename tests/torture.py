@@ -8,11 +8,11 @@ ends. Status 0: no difference, and never more steps repeated than `training.save
 """
 
 import argparse
+import contextlib
 import csv
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import tempfile
@@ -93,15 +93,21 @@ class Place:
         found = sorted(self.folder.glob("logs/*_torture/config.yaml"))
         return found[-1].parent if found else None
 
-    def start(self, variant: str) -> subprocess.Popen:
-        """Start the run, or go on with it."""
+    @contextlib.contextmanager
+    def running(self, variant: str) -> Iterator[subprocess.Popen]:
+        """Start the run, or go on with it; what still runs at the end is killed."""
         words = ["--resume", str(self.run.relative_to(self.folder))] if self.run else None
         command = [sys.executable, str(ROOT / "main.py"), *(words or self.words(variant))]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        output = (self.folder / "output.txt").open("a")
-        return subprocess.Popen(
-            command, cwd=self.folder, env=environment, stdout=output, stderr=output
-        )
+        with (self.folder / "output.txt").open("a") as output:
+            process = subprocess.Popen(
+                command, cwd=self.folder, env=environment, stdout=output, stderr=output
+            )
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
 
     def rows(self) -> list[dict[str, str]]:
         """The complete rows of metrics.csv, without what time decides."""
@@ -143,6 +149,7 @@ def torture(
     folder: Path, kills: int, seed: int, variants: tuple[str, ...] = tuple(VARIANTS)
 ) -> Result:
     """Rounds of killed runs until `kills` are done and the last round has ended."""
+    folder = folder.resolve()  # links lead from one folder inside it to another
     chance, result = random.Random(seed), Result()
     base = folder / "base"
     build_tiny_base(base, "eps")
@@ -151,9 +158,9 @@ def torture(
         variant = variants[result.rounds % len(variants)]
         if variant not in references:
             references[variant] = new_place(folder / f"reference-{variant}", base)
-            whole = references[variant].start(variant)
-            if whole.wait(PATIENCE) != 0:
-                raise RuntimeError(f"{variant} fails undisturbed: {references[variant].folder}")
+            with references[variant].running(variant) as whole:
+                if whole.wait(PATIENCE) != 0:
+                    raise RuntimeError(f"{variant} fails undisturbed: {references[variant].folder}")
         place = new_place(folder / f"round-{result.rounds:03d}-{variant}", base)
         one_round(place, variant, chance, kills, result)
         result.rounds += 1
@@ -175,18 +182,16 @@ def one_round(
 ) -> None:
     """Start, kill, resume until the run has ended by itself."""
     while True:
-        process = place.start(variant)
-        moment = None
-        if sum(result.kills.values()) < kills:
-            moment = wait_for_moment(place, process, chance)
-        if moment is None:
-            if process.wait(PATIENCE) != 0:
-                result.differences.append(
-                    f"{place.folder.name}: status {process.returncode}, see its output.txt"
-                )
-            return
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        with place.running(variant) as process:
+            moment = None
+            if sum(result.kills.values()) < kills:
+                moment = wait_for_moment(place, process, chance)
+            if moment is None:
+                if process.wait(PATIENCE) != 0:
+                    result.differences.append(
+                        f"{place.folder.name}: status {process.returncode}, see its output.txt"
+                    )
+                return
         result.kills[moment] += 1
         lost = len(place.rows()) - place.saved_step()
         result.repeated.append(max(0, lost))
@@ -287,7 +292,7 @@ def unequal(one: Any, other: Any, where: str) -> Iterator[str]:
         yield where
 
 
-def main() -> int:
+def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -295,9 +300,12 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--variant", choices=VARIANTS, action="append", help="default: all in turn")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="leave everything here")
-    args = parser.parse_args()
+    args = parser.parse_args(words)
+    keep = args.keep
+    if keep and keep.exists() and (not keep.is_dir() or any(keep.iterdir())):
+        parser.error(f"--keep {keep} is not an empty folder; name a new one")
     with tempfile.TemporaryDirectory() as scratch:
-        folder = args.keep or Path(scratch)
+        folder = keep or Path(scratch)
         result = torture(folder, args.kills, args.seed, tuple(args.variant or VARIANTS))
     print(*result.lines(), sep="\n")
     return 1 if result.differences else 0

@@ -3,8 +3,9 @@
 from ldm.checkpoint.files import clear_leftovers
 from ldm.checkpoint.resume import ResumeIO, ResumePoint, find_resume, set_aside
 from ldm.checkpoint.snapshots import (
-    chosen_step,
+    chosen_steps,
     find_snapshot,
+    has_snapshot,
     list_snapshots,
     load_snapshot,
     prune_snapshots,
@@ -14,10 +15,11 @@ from ldm.checkpoint.snapshots import (
 __all__ = [
     "ResumeIO",
     "ResumePoint",
-    "chosen_step",
+    "chosen_steps",
     "clear_leftovers",
     "find_resume",
     "find_snapshot",
+    "has_snapshot",
     "list_snapshots",
     "load_snapshot",
     "prune_snapshots",

@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, TypedDict, cast
 
@@ -13,6 +13,7 @@ from ldm.errors import UserError
 
 CHUNK = 1 << 20  # bytes read at a time when hashing
 STAGING, REPLACED, REMOVED = ".staging", ".replaced", ".removed"  # ends of hidden names
+SEAL = "seal"  # key of a JSON file: sha256 of the rest of it
 
 
 class Content(TypedDict):
@@ -152,6 +153,25 @@ def read_json(path: Path) -> Any | None:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+
+
+def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
+    """As `write_json`, with a sha256 over the content beside it."""
+    plain = json.loads(json.dumps(content))  # as it will be read
+    write_json(path, {**plain, SEAL: _seal_of(plain)})
+
+
+def read_sealed(path: Path) -> dict[str, Any] | None:
+    """What `write_sealed` was given; None when the file is missing or damaged in whatever way."""
+    content = read_json(path)
+    if not isinstance(content, dict):
+        return None
+    seal = content.pop(SEAL, None)
+    return content if seal == _seal_of(content) else None
+
+
+def _seal_of(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def clear_leftovers(run: Path) -> None:

@@ -7,8 +7,9 @@
     RUN/resume.damaged.ckpt   one that was found damaged and set aside
 
 A new state is written under a hidden name and read back; then both lists are renewed, and only then
-the files renamed. A file is known by its hash alone, so that at whatever instant the process dies,
-and whichever one file is damaged, one of the two states is complete and listed.
+the files renamed. A list is {"states": [{"step", "bytes", "sha256"}, ...]}, sealed, and not used if
+it is damaged. A file is known by its hash alone, so that at whatever instant the process dies, and
+whichever one file is damaged, one of the two states is complete and listed.
 """
 
 import logging
@@ -23,10 +24,10 @@ from pytorch_lightning.plugins.io import CheckpointIO
 
 from ldm.checkpoint.files import (
     put_in_place,
-    read_json,
+    read_sealed,
     sha256_of,
     staging,
-    write_json,
+    write_sealed,
     write_verified,
 )
 from ldm.errors import UserError
@@ -92,15 +93,23 @@ def set_aside(path: Path) -> None:
 
 
 def _listed(run: Path) -> list[dict[str, Any]]:
-    """The entries of both lists, newest first."""
+    """The entries of both lists, newest first; none of a list that is damaged."""
     entries: dict[str, dict[str, Any]] = {}
     for name in (LIST, COPY):
-        content = read_json(run / name)
-        for entry in content if isinstance(content, list) else []:
-            match entry:
-                case {"step": int(), "bytes": int(), "sha256": str(digest)}:
-                    entries.setdefault(digest, entry)
+        for entry in (read_sealed(run / name) or {}).get("states", []):
+            entries.setdefault(entry["sha256"], entry)
     return list(entries.values())
+
+
+def what_is_lost(run: Path, step: int) -> str:
+    """What it costs to end after `step` without saving, and how to go on; reads what is saved."""
+    try:
+        point = find_resume(run)
+    except (UserError, OSError) as error:
+        return str(error)
+    done = point.step if point else 0
+    saved = f"the last save is of step {done}" if point else "nothing was saved yet"
+    return f"{saved}, steps lost: {step - done}; go on with: python main.py --resume {run}"
 
 
 def _entry_of(path: Path, entries: list[dict[str, Any]]) -> dict[str, Any]:
@@ -146,14 +155,14 @@ class ResumeIO(CheckpointIO):
                 entry = {"step": int(checkpoint["global_step"]), **content}
                 others = [old for old in known if old["sha256"] != entry["sha256"]]
                 for name in (LIST, COPY):
-                    write_json(path.with_name(name), [entry, *others][:LISTED])
+                    write_sealed(path.with_name(name), {"states": [entry, *others][:LISTED]})
                 if path.exists():
                     put_in_place(path, path.with_name(PREVIOUS))
             self._verified = _identity(path)
         except OSError as error:
             raise UserError(
-                f"cannot save {path}: {error.strerror or error}; what was saved before is intact: "
-                f"make room there, then go on with: python main.py --resume {path.parent}"
+                f"cannot save {path}: {error.strerror or error}; make room there; "
+                f"{what_is_lost(path.parent, int(checkpoint['global_step']))}"
             ) from error
 
     def _make_way(self, path: Path, known: list[dict[str, Any]]) -> None:

@@ -5,7 +5,7 @@ RUN/snapshots/step-000400/unet.safetensors          keys of the module's state d
                           unet.ema.safetensors      the same keys, averaged weights, where asked for
                           manifest.json             step, config, size and sha256 of each file
 
-The manifest is {"step", "config", "files": {name: {"bytes", "sha256"}}}.
+The manifest is {"step", "config", "files": {name: {"bytes", "sha256"}}}, sealed.
 """
 
 import logging
@@ -19,14 +19,16 @@ from torch import Tensor, nn
 
 from ldm.checkpoint.files import (
     REPLACED,
+    Content,
     discard,
     explain_disk_errors,
     hidden_path,
     put_in_place,
     read_json,
+    read_sealed,
     sha256_of,
     staging,
-    write_json,
+    write_sealed,
     write_verified,
 )
 from ldm.checkpoint.tensors import write_tensors
@@ -35,6 +37,9 @@ from ldm.errors import UserError
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+# What the evaluation of this end chose, and the one before training went on from an earlier end.
+EVALUATIONS = ("evaluation.json", "evaluation.previous.json")
+NAME = re.compile(rf"step-(\d+)|\.step-(\d+){re.escape(REPLACED)}")
 WEIGHTS, EMA = ".safetensors", ".ema.safetensors"
 
 
@@ -60,7 +65,7 @@ def save_snapshot(
             staged.mkdir(parents=True)
             for name, state in _contents(modules, ema or {}).items():
                 files[name] = write_verified(staged / name, partial(write_tensors, tensors=state))
-            write_json(staged / MANIFEST, {"step": step, "config": dict(config), "files": files})
+            write_sealed(staged / MANIFEST, {"step": step, "config": dict(config), "files": files})
             if target.exists():  # trained again from an earlier resume state
                 put_in_place(target, replaced)
         if replaced.exists():
@@ -84,14 +89,21 @@ def _contents(
 def read_manifest(path: Path) -> dict[str, Any]:
     """A snapshot's verified manifest; UserError naming the file that is missing or damaged."""
     path = Path(path)
-    manifest = read_json(path / MANIFEST)
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
+    manifest = read_sealed(path / MANIFEST) or {}
+    if not manifest.get("files"):
         raise UserError(f"{path} is not a snapshot: {MANIFEST} is missing or damaged")
+    if (step := manifest["step"]) != _step_of(path):
+        raise UserError(f"{path} has another snapshot's {MANIFEST}, that of step {step}")
     for name, expected in manifest["files"].items():
         file = path / name
         if not file.is_file():
             raise UserError(f"snapshot {path} lacks {name}; choose another snapshot")
-        if file.stat().st_size != expected["bytes"] or sha256_of(file) != expected["sha256"]:
+        try:
+            content = Content(bytes=file.stat().st_size, sha256=sha256_of(file))
+        except OSError as error:
+            reason = error.strerror or error
+            raise UserError(f"{file} cannot be read: {reason}; choose another snapshot") from error
+        if content != expected:
             raise UserError(
                 f"{file} is damaged (not the sha256 in {MANIFEST}); choose another snapshot"
             )
@@ -133,15 +145,26 @@ def list_snapshots(folder: Path) -> dict[int, Path]:
     Where one was just being replaced when its process died, it is the one before.
     """
     found: dict[int, Path] = {}
-    for pattern, name in (
-        (rf"\.step-(\d+){re.escape(REPLACED)}", f".step-*{REPLACED}"),
-        (r"step-(\d+)", "step-*"),
-    ):
-        for path in Path(folder).glob(name):
-            match = re.fullmatch(pattern, path.name)
-            if match and path.is_dir():
-                found[int(match[1])] = path
+    for path in sorted(Path(folder).glob("*")):  # a finished one after the one that it replaces
+        step = _step_of(path)
+        if step is not None and path.is_dir():
+            found[step] = path
     return dict(sorted(found.items()))
+
+
+def _step_of(path: Path) -> int | None:
+    """The step that a snapshot's name says; None for any other name."""
+    match = NAME.fullmatch(path.name)
+    return int(match[1] or match[2]) if match else None
+
+
+def has_snapshot(folder: Path, step: int) -> bool:
+    """Whether the snapshot of a step is there and undamaged; all of it is read."""
+    path = list_snapshots(folder).get(step)
+    try:
+        return path is not None and bool(read_manifest(path))
+    except UserError:
+        return False
 
 
 def prune_snapshots(folder: Path, keep: int, step: int, needed: Iterable[int] = ()) -> None:
@@ -158,11 +181,17 @@ def prune_snapshots(folder: Path, keep: int, step: int, needed: Iterable[int] = 
                 discard(path)
 
 
-def chosen_step(run: Path) -> int | None:
-    """The snapshot that a run's evaluation chose; None where there is none."""
-    evaluation = read_json(Path(run) / "evaluation.json")
-    chosen = evaluation.get("chosen") if isinstance(evaluation, dict) else None
-    return None if chosen is None else int(chosen)
+def chosen_steps(run: Path) -> set[int]:
+    """The snapshots that a run's evaluations chose: of its last end, and of the one before."""
+    chosen = (_chosen_in(Path(run) / name) for name in EVALUATIONS)
+    return {step for step in chosen if step is not None}
+
+
+def _chosen_in(evaluation: Path) -> int | None:
+    match read_json(evaluation):
+        case {"chosen": int(step)}:
+            return step
+    return None
 
 
 def find_snapshot(run: Path, which: str | int = "best") -> Path:
@@ -175,7 +204,7 @@ def find_snapshot(run: Path, which: str | int = "best") -> Path:
     run = Path(run)
     snapshots = list_snapshots(run / "snapshots")
     if not snapshots:
-        raise UserError(f"{run / 'snapshots'} holds no snapshot; train first")
+        raise UserError(f"{run / 'snapshots'} holds no snapshot; {_mend(run)}")
     if which not in ("best", "last"):
         step = int(which) if str(which).isdecimal() else None
         if step not in snapshots:
@@ -183,16 +212,20 @@ def find_snapshot(run: Path, which: str | int = "best") -> Path:
                 f"no snapshot {which!r} in {run / 'snapshots'}; "
                 f"there are {', '.join(map(str, snapshots))}, and 'last' and 'best'"
             )
-        read_manifest(snapshots[step])
-        return snapshots[step]
-    first = _chosen_of(run, snapshots) if which == "best" else max(snapshots)
-    order = [first, *sorted(snapshots.keys() - {first}, reverse=True)]
+        order = [step]
+    else:
+        first = _chosen_of(run, snapshots) if which == "best" else max(snapshots)
+        order = [first, *sorted(snapshots.keys() - {first}, reverse=True)]
     return _first_good(run, {step: snapshots[step] for step in order})
+
+
+def _mend(run: Path) -> str:
+    return f"to write that of the last step: python main.py --resume {run}"
 
 
 def _chosen_of(run: Path, snapshots: Mapping[int, Path]) -> int:
     """The chosen step, where it is there; else the last."""
-    chosen, last = chosen_step(run), max(snapshots)
+    chosen, last = _chosen_in(run / EVALUATIONS[0]), max(snapshots)
     if chosen is None:
         log.info("no snapshot of %s is chosen yet: taking the last, step %d", run, last)
     elif chosen not in snapshots:
@@ -211,7 +244,10 @@ def _first_good(run: Path, snapshots: Mapping[int, Path]) -> Path:
         except UserError as error:
             reasons.append(f"\n  - {error}")
             if following:
-                log.warning("%s: trying step %d", error, following.pop(0))
+                log.warning("%s: trying step %d; %s", error, following.pop(0), _mend(run))
             continue
         return path
-    raise UserError(f"no snapshot in {run / 'snapshots'} is good; train again:{''.join(reasons)}")
+    steps = ", ".join(map(str, snapshots))
+    raise UserError(
+        f"no good snapshot of step {steps} in {run / 'snapshots'}; {_mend(run)}{''.join(reasons)}"
+    )

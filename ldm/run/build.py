@@ -52,6 +52,7 @@ from ldm.training import (
     make_trainer,
 )
 from ldm.training.loggers import Guarded
+from ldm.training.ranks import STOPPED_EARLY
 
 log = logging.getLogger(__name__)
 
@@ -94,8 +95,7 @@ class Job:
             if state.failure:
                 raise state.failure from None
             if state.stopped_at is None and self.trainer.is_global_zero:
-                said = "stopped before training; go on with: python main.py --resume %s"
-                log.warning(said, state.run)
+                log.warning(STOPPED_EARLY, state.run)
             return False
         except torch.OutOfMemoryError as error:
             message = out_of_memory_message(self.config, self.ready, error)

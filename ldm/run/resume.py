@@ -149,12 +149,14 @@ def _following_the_length(config: Config) -> list[str]:
 
 def finished_lines(run: Path, config: Config, start: "ResumePoint | None") -> list[str]:
     """What to say of a run with nothing left to train, measure or show; empty where there is."""
+    from ldm.checkpoint import has_snapshot
+
     steps, evaluation = config.training.steps, config.evaluation
     measures = evaluation is not None and evaluation.oracle is not None
     grids = [run / "samples" / f"step-{step:06d}.png" for step in (0, steps)]
     wanted = {"evaluation.json": measures, "sheet.png": all(grid.exists() for grid in grids)}
     lacks = [name for name in RESULTS if wanted[name] and not (run / name).exists()]
-    if start is None or start.step < steps or lacks:
+    if start is None or start.step < steps or lacks or not has_snapshot(run / "snapshots", steps):
         return []
     return [
         f"{run} is finished: all of its {steps} steps are done, nothing is left to train",
@@ -165,11 +167,12 @@ def finished_lines(run: Path, config: Config, start: "ResumePoint | None") -> li
 def go_on(run: Path, config: Config, facts: dict[str, Any], start: "ResumePoint | None") -> None:
     """Tidy up after the process before, write the new config.yaml, say what is repeated.
 
-    Results of an earlier end go if there is more to train. For the process that writes, once it has
-    the folder for itself. UserError: disk not writable.
+    Results of an earlier end go if there is more to train; its numbers stay beside the new ones.
+    For the process that writes, once it has the folder for itself. UserError: disk not writable.
     """
     from ldm.checkpoint import clear_leftovers, set_aside
-    from ldm.checkpoint.files import explain_disk_errors, write_json
+    from ldm.checkpoint.files import explain_disk_errors, put_in_place, write_json
+    from ldm.checkpoint.snapshots import EVALUATIONS
 
     before = read_config(run).training
     with explain_disk_errors(run):
@@ -181,6 +184,8 @@ def go_on(run: Path, config: Config, facts: dict[str, Any], start: "ResumePoint 
             facts = {**facts, "steps": before.steps, **read_facts(run), "config": facts["config"]}
         write_json(run / "run.json", facts)
         if start is None or start.step < config.training.steps:
+            if (run / EVALUATIONS[0]).exists():  # the snapshot that it chose stays
+                put_in_place(run / EVALUATIONS[0], run / EVALUATIONS[1])
             for name in RESULTS:
                 (run / name).unlink(missing_ok=True)
             _tell_the_place(run, start, config.training.steps, before.save_every)

@@ -14,9 +14,10 @@ from typing import Any
 import pytorch_lightning as pl
 from torch import Tensor, nn
 
-from ldm.checkpoint import chosen_step, prune_snapshots, save_snapshot
-from ldm.checkpoint.resume import NEWEST, PREVIOUS
+from ldm.checkpoint import chosen_steps, has_snapshot, prune_snapshots, save_snapshot
+from ldm.checkpoint.resume import NEWEST, PREVIOUS, what_is_lost
 from ldm.checkpoint.tensors import tensor_bytes
+from ldm.errors import UserError
 from ldm.training.optim import weights_to_look_at
 from ldm.training.room import state_bytes, warn_of_little_room
 from ldm.training.steps import StepCallback, is_due, share_failure
@@ -31,10 +32,11 @@ AveragedWeights = Mapping[str, Mapping[str, Tensor]]  # module -> key in its sta
 class Snapshots(StepCallback):
     """Writes what was trained to RUN/snapshots/step-000400 every so many steps and after the last.
 
-    every: 0 for none. keep: how many of the newest stay (>= 1; None: all), beside the one that
-    evaluation.json chose; an older one goes only after the newer is complete. config: written into
-    each manifest. ema: called for the averaged weights that are written beside the weights, which
-    are those to look at (an optimizer may train others).
+    every: 0 for none. keep: how many of the newest stay (>= 1; None: all), beside those that the
+    run's evaluations chose; an older one goes only after the newer is complete. config: written
+    into each manifest. ema: called for the averaged weights that are written beside the weights,
+    which are those to look at (an optimizer may train others). Where a run goes on at its end, its
+    last snapshot is written again if it is missing or damaged.
     """
 
     def __init__(
@@ -62,18 +64,27 @@ class Snapshots(StepCallback):
         failure = None
         if trainer.is_global_zero:
             try:
-                with weights_to_look_at(trainer.optimizers[0]):
-                    self._write(step)
+                self._write(trainer, step)
             except Exception as error:
                 failure = error
         share_failure(trainer, failure)  # the other processes wait here
 
-    def _write(self, step: int) -> None:
-        save_snapshot(self.folder, self.modules, self.config, step, self.averaged())
-        if self.keep is not None:
-            chosen = chosen_step(self.run)
-            needed = [] if chosen is None else [chosen]
-            prune_snapshots(self.folder, self.keep, step, needed)
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        step = trainer.global_step
+        if self._seen == step or not trainer.is_global_zero:
+            return  # a step was made, and its snapshot
+        if is_due(step, self.every, trainer) and not has_snapshot(self.folder, step):
+            log.warning("the snapshot of step %d is missing or damaged: it is written again", step)
+            self._write(trainer, step)
+
+    def _write(self, trainer: pl.Trainer, step: int) -> None:
+        try:
+            with weights_to_look_at(trainer.optimizers[0]):
+                save_snapshot(self.folder, self.modules, self.config, step, self.averaged())
+            if self.keep is not None:
+                prune_snapshots(self.folder, self.keep, step, chosen_steps(self.run))
+        except UserError as error:  # training ends here, without a resume state of this step
+            raise UserError(f"{error}; {what_is_lost(self.run, step)}") from error
 
     def size(self) -> int:
         """Bytes of one snapshot on the disk, but for its manifest."""

@@ -102,11 +102,11 @@ class Wandb(WandbLogger):
     """
 
     START_SECONDS = 20.0
+    OFFLINE_SECONDS = 300.0  # to start offline: no network to wait for, perhaps a slow machine
     END_SECONDS = 120.0
 
     def __init__(self, *, save_dir: Path, offline: bool = False, **options: Any) -> None:
-        limits = {"init_timeout": self.START_SECONDS, "finish_timeout": self.END_SECONDS}
-        super().__init__(save_dir=save_dir, settings=limits, **options)
+        super().__init__(save_dir=save_dir, settings=self._limits(self.START_SECONDS), **options)
         if offline:
             self._go_offline()
 
@@ -140,7 +140,10 @@ class Wandb(WandbLogger):
 
     def _go_offline(self) -> None:
         self._offline = True
-        self._wandb_init["mode"] = "offline"
+        self._wandb_init |= {"mode": "offline", "settings": self._limits(self.OFFLINE_SECONDS)}
+
+    def _limits(self, start: float) -> dict[str, float]:
+        return {"init_timeout": start, "finish_timeout": self.END_SECONDS}
 
 
 def is_writer() -> bool:

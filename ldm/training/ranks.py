@@ -19,12 +19,14 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
-from ldm.training.callbacks import Interrupted
+from ldm.training.callbacks import Interrupt, Interrupted
 
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 15.0  # in which a process that has to end may do so by itself
+STOPPED_EARLY = "stopped before training; go on with: python main.py --resume %s"
+STOPS = (0, 130, -signal.SIGINT, -signal.SIGTERM)  # of a process that was asked to stop early
 # In the environment of the processes that Lightning starts:
 FIRST = "DREAMBOOTH_FIRST_PROCESS"  # the pid of the one that started them
 RUN = "DREAMBOOTH_RUN"  # the run folder, whose name is of a time that only that one knows
@@ -34,12 +36,14 @@ def watch_ranks(trainer: pl.Trainer, run: Path) -> None:
     """Have `trainer.fit` end, in every process, when one of them ends before its time.
 
     The others say which one it was and end with status 1, within about GRACE_SECONDS. An exception
-    ends the processes beside it in the same way, and is itself shown as always.
+    ends the processes beside it in the same way, and is itself shown as always. Where the user
+    asked to stop before training, no process is to blame and the status is 0.
     """
-    launcher = trainer.strategy.launcher
+    launcher, callbacks = trainer.strategy.launcher, trainer.callbacks  # type: ignore[attr-defined]
     if type(launcher) is _SubprocessScriptLauncher:
-        watching = trainer.strategy._launcher = WatchingLauncher(launcher, run)
-        trainer.callbacks.append(SameRun(watching))  # type: ignore[attr-defined]
+        interrupt = next((one for one in callbacks if isinstance(one, Interrupt)), None)
+        watching = trainer.strategy._launcher = WatchingLauncher(launcher, run, interrupt)
+        callbacks.append(SameRun(watching))
 
 
 class SameRun(pl.Callback):
@@ -58,9 +62,11 @@ class SameRun(pl.Callback):
 class WatchingLauncher(_SubprocessScriptLauncher):
     """Lightning's launcher of processes on one machine, with watchers of our own."""
 
-    def __init__(self, launcher: _SubprocessScriptLauncher, run: Path) -> None:
+    def __init__(
+        self, launcher: _SubprocessScriptLauncher, run: Path, interrupt: Interrupt | None = None
+    ) -> None:
         super().__init__(launcher.cluster_environment, launcher.num_processes, launcher.num_nodes)
-        self.run = run
+        self.run, self.interrupt = run, interrupt
         self.children: list[subprocess.Popen] = []  # ranks 1, 2, ... of this machine
         self._first = int(os.environ.get(FIRST, 0))  # of a child: the process that started it
         self._trainer: pl.Trainer | None = None
@@ -102,10 +108,16 @@ class WatchingLauncher(_SubprocessScriptLauncher):
         """In a thread: end this process soon after one that it cannot do without has ended."""
         while not self._over.wait(POLL_SECONDS):
             if lost := self.lost():
-                self._say(lost)
-                if not self._over.wait(GRACE_SECONDS if self.children else 0):
+                stopped = self._is_stopped_early()
+                if not stopped:
+                    self._say(lost)
+                # Before the processes have met, nothing is at hand, and this one waits in vain.
+                met = torch.distributed.is_initialized()
+                if not self._over.wait(GRACE_SECONDS if self.children and met else 0):
+                    if stopped:
+                        log.warning(STOPPED_EARLY, self.run)
                     self._end_children()
-                    os._exit(1)
+                    os._exit(0 if stopped else 1)
         for child in self.children:
             child.wait()  # so that no zombie is left while this process measures and reports
 
@@ -124,28 +136,45 @@ class WatchingLauncher(_SubprocessScriptLauncher):
         trainer = self._trainer
         return trainer is None or trainer.should_stop or trainer.global_step >= trainer.max_steps
 
+    def _has_trained(self) -> bool:
+        return self._trainer is not None and self._trainer.global_step > 0
+
+    def _is_stopped_early(self) -> bool:
+        """Whether the user asked to stop before training. This process may not have heard of it:
+        the signal reached another one only, or this one waits in a call that lets none through."""
+        if self._has_trained():
+            return False
+        ended = [status for child in self.children if (status := child.poll()) is not None]
+        asked = self.interrupt is not None and self.interrupt.requested
+        return asked or bool(ended) and all(status in STOPS for status in ended)
+
     def _all_stop(self, error: BaseException) -> bool:
         """Whether all processes end with this error, after saving together: the user asked for it
         in the middle of training. Before that a signal may have reached one of them only."""
-        trained = self._trainer is not None and self._trainer.global_step > 0
-        return trained and isinstance(error, Interrupted)
+        return self._has_trained() and isinstance(error, Interrupted)
 
     def _leave(self, error: BaseException) -> None:
-        """This process ends with `error`: so do those beside it. SystemExit where it is not to
-        blame, since the traceback of a broken connection tells nobody anything."""
-        deadline = threading.Timer(GRACE_SECONDS, os._exit, [1])  # some backends hang at the end
+        """This process ends with `error`: so do those beside it. Interrupted or SystemExit where
+        it is not to blame: the traceback of a broken connection tells nobody anything."""
+        lost = self._lost_soon() if is_broken_connection(error) else None
+        stopped = isinstance(error, Interrupted) or lost is not None and self._is_stopped_early()
+        # Some backends hang at the end.
+        deadline = threading.Timer(GRACE_SECONDS, os._exit, [0 if stopped else 1])
         deadline.daemon = True
         deadline.start()
-        lost = self._lost_soon() if is_broken_connection(error) else None
+        if lost and not stopped:
+            self._say(lost)
+        # From here on the others end because this one does: nothing for the watcher to tell of.
+        self._said.acquire(blocking=False)
+        self._over.set()
         self._end_children()
         if lost:
-            self._say(lost)
-            raise SystemExit(1) from error
+            raise (Interrupted() if stopped else SystemExit(1)) from error
 
     def _lost_soon(self) -> str:
         """As `lost`; a connection breaks a little before its process has ended."""
         until = time.monotonic() + 5
-        while time.monotonic() < until:
+        while time.monotonic() < until and not self._is_stopped_early():
             if lost := self.lost():
                 return lost
             time.sleep(POLL_SECONDS)

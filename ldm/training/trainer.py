@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from pytorch_lightning.loggers import Logger
+from pytorch_lightning.utilities import rank_zero_only
 
 from ldm.checkpoint import ResumeIO
 from ldm.training.loggers import Guarded
@@ -47,7 +50,7 @@ def make_trainer(
         accumulate_grad_batches=accumulate,
         gradient_clip_val=gradient_clip,
         precision=PRECISIONS[precision],  # type: ignore[arg-type]
-        plugins=[ResumeIO()],
+        plugins=[ResumeIO(), *_slurm()],
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -55,10 +58,21 @@ def make_trainer(
         num_sanity_val_steps=0,
         **(hardware or {}),
     )
+    if trainer.world_size == 1:
+        # Lightning has read it from RANK and the like, which may stand for something else.
+        rank_zero_only.rank = 0  # type: ignore[attr-defined]
     watch_ranks(trainer, run)
     if precision == "16-mixed" and trainer.precision == "bf16-mixed":
         log.warning("training.precision=16-mixed: this device has no 16-mixed, bf16-mixed is used")
     return trainer
+
+
+def _slurm() -> list[SLURMEnvironment]:
+    """SLURM's environment where Lightning would take it, but not its auto-requeue: that queues the
+    first command once more, which would start a run anew, and goes on training meanwhile."""
+    if TorchElasticEnvironment.detect() or not SLURMEnvironment.detect():
+        return []
+    return [SLURMEnvironment(auto_requeue=False)]
 
 
 def _quieten_lightning() -> None:

@@ -17,7 +17,8 @@ import pytest
 import torch
 
 from ldm.checkpoint import ResumeIO, clear_leftovers, find_resume, set_aside
-from ldm.checkpoint.files import write_verified
+from ldm.checkpoint.files import write_sealed, write_verified
+from ldm.checkpoint.resume import what_is_lost
 from ldm.errors import UserError
 from tests.checkpoint.killing import dies_at, forks
 
@@ -174,7 +175,8 @@ def test_dying_often_at_the_same_place_does_not_wear_out_the_list(tmp_path: Path
     save(tmp_path, 1, 2)
 
     def listed() -> list[int]:
-        return [entry["step"] for entry in json.loads((tmp_path / "resume.copy.json").read_text())]
+        content = json.loads((tmp_path / "resume.copy.json").read_text())
+        return [entry["step"] for entry in content["states"]]
 
     call = 0
     while 3 not in listed():  # until it dies between listing a state and renaming it
@@ -234,7 +236,8 @@ def test_a_failed_save_says_so_and_leaves_all_as_it_was(
         save(tmp_path, 3)
     message = str(caught.value)
     assert message.startswith(f"cannot save {tmp_path / 'resume.ckpt'}: {said}")
-    assert f"--resume {tmp_path}" in message and "intact" in message
+    assert "; the last save is of step 2, steps lost: 1; go on with: " in message
+    assert message.endswith(f"python main.py --resume {tmp_path}")
     monkeypatch.undo()
     assert contents(tmp_path) == before and found(tmp_path) == 2
 
@@ -296,7 +299,7 @@ def test_what_would_run_code_is_refused(tmp_path: Path, how: str) -> None:
         torch.save(evil, path, _use_new_zipfile_serialization=how == "torch.save")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     entry = {"step": 2, "bytes": path.stat().st_size, "sha256": digest}
-    (run / "resume.json").write_text(json.dumps([entry]))
+    write_sealed(run / "resume.json", {"states": [entry]})
     point = find_resume(run)
     assert point is not None and point.path == path, "it is listed: only its content gives it away"
     with pytest.raises(UserError, match=rf"{path} is no resume state .* not loaded"):
@@ -309,8 +312,15 @@ def test_what_would_run_code_is_refused(tmp_path: Path, how: str) -> None:
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot save .*file/run/resume\.ckpt"):
-        save(tmp_path / "file" / "run", 1)
+    with pytest.raises(UserError, match=r"cannot save .*file/run/resume\.ckpt") as caught:
+        save(tmp_path / "file" / "run", 3)
+    assert "; nothing was saved yet, steps lost: 3; go on with: " in str(caught.value)
+
+
+def test_what_is_lost_where_nothing_good_is_left(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    damage(tmp_path / "resume.ckpt")
+    assert "no resume state" in what_is_lost(tmp_path, 2)
 
 
 def test_leftovers_go_and_nothing_else(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import io
 import json
 import random
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -66,8 +67,10 @@ def test_saving_a_step_again_replaces_it(tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".*"))
 
 
-@pytest.mark.parametrize("how", ["flipped", "cut", "gone", "no manifest"])
-def test_damage_is_found_before_anything_is_loaded(tmp_path: Path, how: str) -> None:
+@pytest.mark.parametrize("how", ["flipped", "cut", "gone", "unreadable", "no manifest"])
+def test_damage_is_found_before_anything_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
     path = save_snapshot(tmp_path, parts(2.0), {}, 1)
     file = path / "text_encoder.safetensors"
     content = bytearray(file.read_bytes())
@@ -75,6 +78,9 @@ def test_damage_is_found_before_anything_is_loaded(tmp_path: Path, how: str) -> 
         file.unlink()
     elif how == "no manifest":
         (path / "manifest.json").write_text("{")
+    elif how == "unreadable":
+        failing = OSError(5, "Input/output error: text_encoder")
+        monkeypatch.setattr("ldm.checkpoint.snapshots.sha256_of", Mock(side_effect=failing))
     else:
         content[-1] ^= 1
         file.write_bytes(content if how == "flipped" else content[:-1])
@@ -94,10 +100,10 @@ def test_another_model_is_refused(tmp_path: Path) -> None:
 
 def test_which_snapshot_is_meant(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
-    with pytest.raises(UserError, match="no snapshot"):
+    with pytest.raises(UserError, match=f"no snapshot; .*python main.py --resume {tmp_path}$"):
         find_snapshot(tmp_path, "last")
     for step in (1000000, 100, 200):
-        save_snapshot(tmp_path / "snapshots", {}, {}, step)
+        save_snapshot(tmp_path / "snapshots", parts(), {}, step)
     assert find_snapshot(tmp_path, "last").name == "step-1000000"
     assert find_snapshot(tmp_path, "best").name == "step-1000000"
     assert "taking the last" in caplog.text
@@ -185,7 +191,8 @@ def test_when_no_snapshot_is_good_each_is_named(tmp_path: Path) -> None:
     (tmp_path / "snapshots/step-000002/manifest.json").write_text("{}")
     with pytest.raises(UserError) as caught:
         find_snapshot(tmp_path, "last")
-    second, first = str(caught.value).splitlines()[1:]
+    remedy, second, first = str(caught.value).splitlines()
+    assert "step 2, 1 " in remedy and remedy.endswith(f"python main.py --resume {tmp_path}")
     assert "step-000002" in second and "manifest.json" in second
     assert "step-000001/unet.safetensors is damaged" in first
 

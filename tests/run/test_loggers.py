@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -46,12 +45,10 @@ def logger(tmp_path: Path) -> Wandb:
 
 
 def check_offline(logger: Wandb, reason: str, caplog: pytest.LogCaptureFixture) -> None:
-    began = time.monotonic()
     guarded = Guarded(logger)
     assert guarded.experiment.offline
     guarded.log_metrics({"loss": 1.0}, 1)
     assert not guarded.dropped
-    assert time.monotonic() - began < 40
     (said,) = [text for text in caplog.messages if "W&B" in text]
     assert reason in said and f"wandb sync {logger.save_dir}/wandb/offline-run-*" in said
     (folder,) = (Path(logger.save_dir or "") / "wandb").glob("offline-run-*")
@@ -84,6 +81,7 @@ def test_a_start_that_fails(
 
     def fail_online(**options: object) -> object:
         if options.get("mode") == "offline":
+            assert options["settings"] == {"init_timeout": 300.0, "finish_timeout": 120.0}
             return start(**options)
         assert options["settings"] == {"init_timeout": 1.0, "finish_timeout": 120.0}
         raise wandb.errors.CommError("timed out")

@@ -4,17 +4,14 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
-from pytorch_lightning.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
 from ldm.checkpoint import find_resume
-from ldm.training import ranks
-from ldm.training.ranks import how_it_ended, is_broken_connection
+from ldm.training.ranks import GRACE_SECONDS, STOPPED_EARLY
 from tests.workspace import Workspace, difference
 
 ROOT = Path(__file__).parent.parent.parent
@@ -153,6 +150,30 @@ def test_an_exception_in_one_process_ends_both_and_is_shown(rank: int, place: Wo
     assert "gloo" not in ended.said
 
 
+def check_stopped_early(ended: Ended, run: Path) -> None:
+    """As one process ends that is stopped there: at once, with status 0, and nobody is to blame."""
+    assert ended.status == 0 and not ended.left, ended.said
+    assert ended.said.count(f"{STOPPED_EARLY % run}\n") == 1, ended.said
+    assert "so training stops" not in ended.said and "Traceback" not in ended.said
+    assert ended.seconds < GRACE_SECONDS
+
+
+def test_ctrl_c_while_the_processes_start(place: Workspace) -> None:
+    words = place.words("--name", "early", **SETTINGS)
+    ended = start([sys.executable, TROUBLED, *words], "1 start interrupt")
+    check_stopped_early(ended, run_of(place, "early"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_ctrl_c_while_class_images_are_made(rank: int, place: Workspace, undisturbed: Path) -> None:
+    name = f"ctrl-c{rank}"
+    words = place.words("--name", name, **{**SETTINGS, "prior__root": place.folder / name})
+    ended = start([sys.executable, TROUBLED, *words], f"{rank} class-images interrupt")
+    check_stopped_early(ended, run_of(place, name))
+    go_on(place, name, undisturbed)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_stopped_while_waiting_for_class_images(rank: int, place: Workspace) -> None:
@@ -186,121 +207,3 @@ def test_under_torchrun(rank: int, place: Workspace, undisturbed: Path) -> None:
     resumed = start([*torchrun, ROOT / "main.py", "--resume", run])
     assert resumed.status == 0, resumed.said
     assert difference(run, undisturbed, step=5) == 0
-
-
-# --- the watchers alone, around something that would wait for ever --------------------------------
-
-
-class Alone:
-    """A cluster environment in which nothing is left to be started."""
-
-    creates_processes_externally = True
-
-    def validate_settings(self, **_: int) -> None: ...
-
-
-class Training:
-    """What the watchers look at in a Trainer."""
-
-    def __init__(self, step: int) -> None:
-        self.global_step, self.max_steps, self.should_stop = step, 10, False
-
-
-def watched(
-    children: Sequence[str], training: Callable[[], object], step: int = 0
-) -> tuple[int, list[int]]:
-    """Exit status of a process that trains beside others (shell commands); its children's pids."""
-    read, write = os.pipe()
-    if not (child := os.fork()):
-        status = 99
-        try:
-            environment: Any = Alone()
-            given: Any = _SubprocessScriptLauncher(environment, 2, 1)
-            launcher = ranks.WatchingLauncher(given, Path("RUN"))
-            launcher.children = [subprocess.Popen(["sh", "-c", command]) for command in children]
-            os.write(write, " ".join(str(process.pid) for process in launcher.children).encode())
-            trainer: Any = Training(step)
-            launcher.launch(training, trainer=trainer)
-            status = 0
-        except SystemExit as end:
-            status = int(str(end.code))
-        except ValueError:
-            status = 3
-        finally:
-            os._exit(status)
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    os.close(write)
-    return status, [int(pid) for pid in os.read(read, 1000).split()]
-
-
-def wait() -> None:
-    time.sleep(30)
-
-
-@pytest.fixture
-def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ranks, "GRACE_SECONDS", 0.5)
-
-
-@pytest.mark.parametrize("end", ["exit 3", "kill -9 $$", "exit 0"])
-def test_nobody_waits_for_a_process_that_is_gone(
-    end: str, short_grace: None, capfd: pytest.CaptureFixture[str]
-) -> None:
-    began = time.monotonic()
-    status, (_, other) = watched([end, "exec sleep 30"], wait)
-    assert status == 1 and time.monotonic() - began < 10
-    assert not Path(f"/proc/{other}").exists(), "the third one is ended, too"
-
-
-def test_at_the_end_the_others_may_go_first(short_grace: None) -> None:
-    status, _ = watched(["exit 0"], lambda: time.sleep(2), step=10)
-    assert status == 0
-
-
-def test_nobody_stays_behind_the_first_process(
-    short_grace: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(ranks.FIRST, str(os.getpid()))
-    assert watched([], lambda: time.sleep(1))[0] == 0, "it is there"
-    monkeypatch.setenv(ranks.FIRST, str(os.getppid()))
-    assert watched([], wait)[0] == 1
-
-
-def test_an_exception_ends_the_processes_beside_it() -> None:
-    def fail() -> None:
-        raise ValueError("a cosmic ray")
-
-    status, (other,) = watched(["trap '' TERM; sleep 30 & wait; sleep 30"], fail)
-    assert status == 3, "it is the exception that comes out"
-    assert not Path(f"/proc/{other}").exists()
-
-
-def test_lightning_does_not_watch_beside_us(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It would kill this process before it could say why."""
-    seen: list[str] = []
-
-    def start_them(launcher: _SubprocessScriptLauncher) -> None:
-        seen.extend((os.environ[ranks.FIRST], os.environ[ranks.RUN]))
-        launcher.procs = [process]
-
-    process: Any = object()
-    environment: Any = Alone()
-    monkeypatch.setattr(_SubprocessScriptLauncher, "_call_children_scripts", start_them)
-    given = _SubprocessScriptLauncher(environment, 2, 1)
-    launcher = ranks.WatchingLauncher(given, Path("RUN"))
-    launcher._call_children_scripts()
-    assert launcher.children == [process] and launcher.procs == []
-    assert seen == [str(os.getpid()), "RUN"]
-    assert ranks.FIRST not in os.environ and ranks.RUN not in os.environ
-
-
-def test_what_a_broken_connection_is() -> None:
-    import torch
-
-    gloo = "[../third_party/gloo/gloo/transport/tcp/pair.cc:538] Connection closed by peer"
-    assert is_broken_connection(RuntimeError(gloo))
-    assert is_broken_connection(torch.distributed.DistBackendError("NCCL error"))
-    assert not is_broken_connection(RuntimeError("a cosmic ray"))
-    assert not is_broken_connection(ValueError("gloo"))
-    assert how_it_ended(-9) == "was killed by SIGKILL"
-    assert how_it_ended(2).startswith("ended with status 2")

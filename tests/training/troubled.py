@@ -1,8 +1,9 @@
 """`main.py` in which a process meets its end at a certain moment, for tests.
 
 TROUBLE="RANK WHERE WHAT" python tests/training/troubled.py --base ...
-WHERE: 3 (before that step) | class-images. WHAT: kill (SIGKILL) | raise. Or, with live class
-images, WHERE: the batch of them that is not made, WHAT: stop (SIGTERM when it is waited for).
+WHERE: 3 (before that step) | class-images | start (of `main`). WHAT: kill (SIGKILL) | raise |
+interrupt (Ctrl-C at a terminal: SIGINT to all). Or, with live class images, WHERE: the batch of
+them that is not made, WHAT: stop (SIGTERM when it is waited for).
 """
 
 import os
@@ -28,11 +29,15 @@ def meet(what: str) -> None:
     sys.stderr.flush()
     if what == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
+    if what == "interrupt":
+        os.killpg(0, signal.SIGINT)
+        time.sleep(0.1)  # in which it arrives
+        return
     raise RuntimeError("a cosmic ray")
 
 
 def arrange(where: str, what: str) -> None:
-    step, save = DreamBoothModule.training_step, prior._save
+    step, save, train = DreamBoothModule.training_step, prior._save, main.train
 
     def training_step(module: DreamBoothModule, batch: Any, batch_idx: int) -> Any:
         if batch["step"] + 1 == int(where):
@@ -43,8 +48,14 @@ def arrange(where: str, what: str) -> None:
         save(*arguments)
         meet(what)
 
+    def start(arguments: Any) -> None:
+        meet(what)
+        train(arguments)
+
     if where == "class-images":
         vars(prior)["_save"] = save_picture
+    elif where == "start":
+        vars(main)["train"] = start
     else:
         setattr(DreamBoothModule, "training_step", training_step)  # noqa: B010
 
