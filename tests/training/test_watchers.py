@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 from pytorch_lightning.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
-from ldm.training import Interrupt, Interrupted, ranks
+from ldm.training import Interrupt, Interrupted, make_trainer, ranks
 from ldm.training.ranks import STOPPED_EARLY, how_it_ended, is_broken_connection
 
 LIMIT = 60  # seconds in which a process has to end
@@ -219,16 +220,56 @@ def test_an_exception_ends_the_processes_beside_it() -> None:
     assert gone(ended.children[0])
 
 
-def test_whom_a_process_ends_itself_it_does_not_blame(monkeypatch: pytest.MonkeyPatch) -> None:
-    end_children = ranks.WatchingLauncher._end_children
+@pytest.mark.parametrize("look", [0.0, 0.5])
+def test_whom_a_process_ends_itself_it_does_not_blame(
+    look: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither while it does, nor by a look at them that had begun before and lasts."""
+    lost = ranks.WatchingLauncher.lost
 
-    def end_and_be_watched(launcher: ranks.WatchingLauncher) -> None:
-        end_children(launcher)
-        time.sleep(5 * ranks.POLL_SECONDS)
+    def slowly(launcher: ranks.WatchingLauncher) -> str | None:
+        time.sleep(look)
+        return lost(launcher)
 
-    monkeypatch.setattr(ranks.WatchingLauncher, "_end_children", end_and_be_watched)
-    ended = watched(["exec sleep 60"], fail, step=1)
+    def fail_soon() -> None:
+        time.sleep(1.5 * ranks.POLL_SECONDS)
+        fail()
+
+    monkeypatch.setattr(ranks.WatchingLauncher, "lost", slowly)
+    hang_after_ending_children(1, monkeypatch)
+    ended = watched(["exec sleep 60"], fail_soon, step=1)
     assert (ended.status, ended.said) == (3, "")
+
+
+def hang_after_ending_children(seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    end = ranks.WatchingLauncher._end_children
+
+    def end_and_hang(launcher: ranks.WatchingLauncher) -> None:
+        end(launcher)
+        if threading.current_thread() is threading.main_thread():
+            time.sleep(seconds)
+
+    monkeypatch.setattr(ranks.WatchingLauncher, "_end_children", end_and_hang)
+
+
+@pytest.mark.parametrize(("error", "status"), [(ValueError, 1), (Interrupted, 0)])
+def test_a_process_that_hangs_at_its_end(
+    error: type[Exception], status: int, short_grace: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hang_after_ending_children(10, monkeypatch)
+
+    def end() -> None:
+        raise error
+
+    assert watched([], end).status == status
+
+
+def test_the_watchers_know_where_the_stop_is_noted(tmp_path: Path) -> None:
+    interrupt = Interrupt()
+    hardware = {"accelerator": "cpu", "devices": 2, "strategy": "ddp"}
+    trainer = make_trainer(tmp_path, 1, callbacks=[interrupt], hardware=hardware)
+    launcher = trainer.strategy.launcher
+    assert isinstance(launcher, ranks.WatchingLauncher) and launcher.interrupt is interrupt
 
 
 def test_lightning_does_not_watch_beside_us(monkeypatch: pytest.MonkeyPatch) -> None:
