@@ -17,7 +17,7 @@ import pytest
 
 import main
 from ldm.errors import UserError
-from ldm.run import build
+from ldm.run.job import Job
 from ldm.sampling import prior
 from ldm.training import DreamBoothModule
 from tests.workspace import Workspace, difference, weights
@@ -187,9 +187,9 @@ def test_wandb_is_told_how_it_ended(
 ) -> None:
     wandb = pytest.importorskip("wandb")
     codes: list[int | None] = []
-    fit, finish = build.Job.fit, wandb.Run.finish
+    fit, finish = Job.fit, wandb.Run.finish
 
-    def then_fail(job: build.Job) -> bool:
+    def then_fail(job: Job) -> bool:
         fit(job)
         raise UserError("the end is not reached")
 
@@ -198,7 +198,7 @@ def test_wandb_is_told_how_it_ended(
         finish(run, exit_code)
 
     if failed:
-        monkeypatch.setattr(build.Job, "fit", then_fail)
+        monkeypatch.setattr(Job, "fit", then_fail)
     monkeypatch.setattr(wandb.Run, "finish", watched)
     status = place.main(logger__wandb="true", logger__offline="true")
     assert status == (2 if failed else 0)

@@ -3,7 +3,7 @@
 import copy
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -27,18 +27,17 @@ from ldm.models.trainable import prepare_training
 from ldm.objective import NoiseSchedule, Objective, ObjectiveSettings
 from ldm.run.data import RunData
 from ldm.run.folder import is_first_process, read_config, read_facts
+from ldm.run.job import Job
 from ldm.run.loggers import build_loggers
 from ldm.run.prepare import Prepared
 from ldm.run.settings import as_trained, filled, grid_seeds, grid_settings, sampling_settings
 from ldm.run.subjects import identifiers_of
-from ldm.run.trouble import out_of_memory_message
 from ldm.sampling.generate import generate
 from ldm.sampling.grid import labelled_grid
 from ldm.training import (
     Average,
     DreamBoothModule,
     Interrupt,
-    Interrupted,
     Metrics,
     OptimizerSettings,
     Phases,
@@ -51,59 +50,8 @@ from ldm.training import (
     make_optimizer,
     make_trainer,
 )
-from ldm.training.loggers import Guarded
-from ldm.training.ranks import STOPPED_EARLY
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class Job:
-    """All that `trainer.fit` needs. A context manager: its end is that of what the loggers hold."""
-
-    config: Config
-    ready: Prepared
-    trainer: pl.Trainer
-    module: DreamBoothModule
-    data: RunData
-    interrupt: Interrupt
-    resume_state: ResumeState
-    start: ResumePoint | None  # what to go on from
-
-    def __enter__(self) -> "Job":
-        return self
-
-    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
-        for logger in self.trainer.loggers:
-            assert isinstance(logger, Guarded), "make_trainer wraps each"
-            logger.close(failed=error is not None)
-
-    def fit(self) -> bool:
-        """Train. False where the user stopped it before its end, with all that it had learnt saved.
-
-        UserError: training had to stop, or the user's stop could not be saved; the message says
-        what is lost and how to go on.
-        """
-        path = self.start.path if self.start else None
-        try:
-            with self.interrupt.listening():
-                self.trainer.fit(
-                    self.module, datamodule=self.data, ckpt_path=path, weights_only=True
-                )
-        except Interrupted:
-            state = self.resume_state
-            if state.failure:
-                raise state.failure from None
-            if state.stopped_at is None and self.trainer.is_global_zero:
-                log.warning(STOPPED_EARLY, state.run)
-            return False
-        except torch.OutOfMemoryError as error:
-            message = out_of_memory_message(self.config, self.ready, error)
-            raise UserError(message) from error
-        self.module.let_optimizer("eval")  # here: Lightning's hooks pass over a finished run
-        if self.module.guard.hopeless:
-            raise UserError(self.module.guard.hopeless)
-        return self.resume_state.stopped_at is None
 
 
 def build_job(config: Config, ready: Prepared, run: Path, start: ResumePoint | None = None) -> Job:

@@ -16,7 +16,7 @@ from ldm.errors import UserError
 from ldm.evaluation.answers import ceiling, measure
 from ldm.evaluation.metrics import Score
 from ldm.models.base import BaseModel, load_base
-from ldm.run.build import Job
+from ldm.run.job import Job
 from ldm.run.prepare import Prepared
 from ldm.run.progress import counted
 from ldm.run.settings import as_trained, grid_settings, sampling_settings

@@ -138,7 +138,8 @@ def test_the_second_run_is_refused_and_pictures_are_drawn(
 def test_a_run_holds_its_folder_from_first_to_last(
     tmp_path: Path, tiny_base_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ldm.run import build, finish
+    from ldm.run import finish
+    from ldm.run.job import Job
 
     place, refused = Workspace(tmp_path, tiny_base_folder("eps")), []
 
@@ -147,9 +148,9 @@ def test_a_run_holds_its_folder_from_first_to_last(
             pass
         refused.append(run.name)
 
-    fit, conclude = build.Job.fit, finish.conclude
+    fit, conclude = Job.fit, finish.conclude
 
-    def fit_watched(job: build.Job) -> bool:
+    def fit_watched(job: Job) -> bool:
         try_beside(job.resume_state.run)
         return fit(job)
 
@@ -157,7 +158,7 @@ def test_a_run_holds_its_folder_from_first_to_last(
         try_beside(run)
         return conclude(config, run, *more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(build.Job, "fit", fit_watched)
+    monkeypatch.setattr(Job, "fit", fit_watched)
     monkeypatch.setattr(finish, "conclude", conclude_watched)
     run = place.train("new", training__steps=1)
     assert main.main(["--resume", str(run), "training.steps=2"]) == 0
