@@ -109,13 +109,8 @@ def encode_pictures(
     vae: "AutoencoderKL",
     fingerprint: str,
     pictures: Sequence[Path],
-    resolution: int,
+    transform: Transform,
     *,
-    crop: Crop = "center",
-    crops: int = 1,
-    mirror: bool = False,
-    background: Colour = (255, 255, 255),
-    seed: int = 0,
     cache: Path | None = None,
     batch: int = 8,
     device: torch.device | str | None = None,
@@ -133,7 +128,6 @@ def encode_pictures(
         raise ValueError(
             f"batch must be at least 1, got {batch}" if pictures else "no picture given"
         )
-    transform = Transform(resolution, crop, crops, mirror, background, seed)
     store = None if cache is None else Store(Path(cache))
     if device is not None:
         vae.to(torch.device(device))

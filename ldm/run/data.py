@@ -175,7 +175,7 @@ class RunData(pl.LightningDataModule):
                 base.vae,
                 base.vae_fingerprint,
                 pictures,
-                **vars(self._transform()),
+                self._transform(),
                 cache=Path(cache) if cache else None,
                 device=device,
                 progress=report,

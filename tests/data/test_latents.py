@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from ldm.data.images import fit, load_picture
-from ldm.data.latents import Latents, encode_pictures, encode_squares
+from ldm.data.latents import Latents, Progress, Transform, encode_pictures, encode_squares
 from ldm.errors import UserError
 from ldm.randomness import generator
 
@@ -61,6 +61,24 @@ class Counting:
         return self.vae.encode(squares)
 
 
+def encoded(
+    vae: Any,
+    fingerprint: str,
+    pictures: list[Path],
+    resolution: int,
+    *,
+    cache: Path | None = None,
+    batch: int = 8,
+    progress: Progress | None = None,
+    **transform: Any,
+) -> Latents:
+    """`encode_pictures` with the fields of the transform as they come."""
+    how = Transform(resolution, **transform)
+    return encode_pictures(
+        vae, fingerprint, pictures, how, cache=cache, batch=batch, progress=progress
+    )
+
+
 def same(one: Latents, other: Latents) -> bool:
     return torch.equal(one.mean, other.mean) and torch.equal(one.std, other.std)
 
@@ -70,7 +88,7 @@ def close(one: torch.Tensor, other: torch.Tensor) -> None:
 
 
 def test_moments_are_the_scaled_posterior(vae, pictures):
-    latents = encode_pictures(vae, "f", pictures, SIDE)
+    latents = encoded(vae, "f", pictures, SIDE)
     assert latents.mean.shape == latents.std.shape == (3, 1, 4, 8, 8)
     assert latents.names == ["0.png", "1.png", "2.png"]
     assert len(latents) == 3 and latents.variants == 1
@@ -87,7 +105,7 @@ def test_moments_are_the_scaled_posterior(vae, pictures):
 def test_squares_in_memory_are_encoded_as_pictures_are(vae, pictures):
     squares = torch.stack([fit(load_picture(path), SIDE) for path in pictures])
     mean, std = encode_squares(vae, squares)
-    latents = encode_pictures(vae, "f", pictures, SIDE)
+    latents = encoded(vae, "f", pictures, SIDE)
     close(mean, latents.mean[:, 0])
     close(std, latents.std[:, 0])
     assert mean.shape == (3, 4, 8, 8) and mean.dtype == std.dtype == torch.float32
@@ -95,10 +113,10 @@ def test_squares_in_memory_are_encoded_as_pictures_are(vae, pictures):
 
 
 def test_shift_factor_is_subtracted_before_scaling(vae, pictures):
-    plain = encode_pictures(vae, "f", pictures, SIDE)
+    plain = encoded(vae, "f", pictures, SIDE)
     vae.register_to_config(shift_factor=0.25)
     try:
-        shifted = encode_pictures(vae, "f", pictures, SIDE)
+        shifted = encoded(vae, "f", pictures, SIDE)
     finally:
         vae.register_to_config(shift_factor=None)
     close(shifted.mean, plain.mean - 0.25 * 0.5)
@@ -106,7 +124,7 @@ def test_shift_factor_is_subtracted_before_scaling(vae, pictures):
 
 
 def test_latents_can_be_trained_on(vae, pictures):
-    latents = encode_pictures(vae, "f", pictures, SIDE)
+    latents = encoded(vae, "f", pictures, SIDE)
     assert not latents.mean.requires_grad and not latents.mean.is_inference()
 
 
@@ -114,8 +132,8 @@ def test_latents_can_be_trained_on(vae, pictures):
 def test_batch_size_changes_nothing_and_is_kept(vae, pictures, batch):
     options: dict[str, Any] = {"crop": "random", "crops": 2, "mirror": True}
     counting = Counting(vae)
-    expected = encode_pictures(vae, "f", pictures, SIDE, **options)
-    found = encode_pictures(counting, "f", pictures, SIDE, **options, batch=batch)
+    expected = encoded(vae, "f", pictures, SIDE, **options)
+    found = encoded(counting, "f", pictures, SIDE, **options, batch=batch)
     close(found.mean, expected.mean)
     close(found.std, expected.std)
     assert counting.largest <= batch
@@ -130,17 +148,17 @@ def test_what_is_in_the_cache_does_not_show(vae, pictures, tmp_path, there):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        encode_pictures(vae, "f", pictures, SIDE, cache=tmp_path / "cache", progress=stop)
+        encoded(vae, "f", pictures, SIDE, cache=tmp_path / "cache", progress=stop)
     assert len(list((tmp_path / "cache").iterdir())) == there
     rest = Counting(vae)
-    found = encode_pictures(rest, "f", pictures, SIDE, cache=tmp_path / "cache")
+    found = encoded(rest, "f", pictures, SIDE, cache=tmp_path / "cache")
     assert rest.squares == 3 - there
-    assert same(found, encode_pictures(vae, "f", pictures, SIDE))
+    assert same(found, encoded(vae, "f", pictures, SIDE))
 
 
 def test_variants_are_crops_and_their_mirror_images(vae, pictures):
     counting = Counting(vae)
-    latents = encode_pictures(counting, "f", pictures, SIDE, crop="random", crops=3, mirror=True)
+    latents = encoded(counting, "f", pictures, SIDE, crop="random", crops=3, mirror=True)
     assert latents.mean.shape == (3, 6, 4, 8, 8)
     assert len(latents.mean[0].unique(dim=0)) > 2  # the wide one: several crops
     assert len(latents.mean[2].unique(dim=0)) == 2  # the square one has one crop ...
@@ -152,18 +170,18 @@ def test_variants_are_crops_and_their_mirror_images(vae, pictures):
 
 
 def test_centre_crop_has_one_crop_however_many_are_asked(vae, pictures):
-    assert encode_pictures(vae, "f", pictures, SIDE, crops=4).variants == 1
-    assert encode_pictures(vae, "f", pictures, SIDE, crops=4, mirror=True).variants == 2
+    assert encoded(vae, "f", pictures, SIDE, crops=4).variants == 1
+    assert encoded(vae, "f", pictures, SIDE, crops=4, mirror=True).variants == 2
 
 
 def test_random_crops_depend_on_seed_and_content_only(vae, pictures):
     options: dict[str, Any] = {"crop": "random", "crops": 3}
-    first = encode_pictures(vae, "f", pictures, SIDE, **options, seed=1)
-    assert same(first, encode_pictures(vae, "f", pictures, SIDE, **options, seed=1))
-    other_seed = encode_pictures(vae, "f", pictures, SIDE, **options, seed=2)
+    first = encoded(vae, "f", pictures, SIDE, **options, seed=1)
+    assert same(first, encoded(vae, "f", pictures, SIDE, **options, seed=1))
+    other_seed = encoded(vae, "f", pictures, SIDE, **options, seed=2)
     assert not torch.equal(first.mean[0], other_seed.mean[0])
-    alone = encode_pictures(vae, "f", pictures[1:2], SIDE, **options, seed=1)
-    close(alone.mean[0], first.mean[1])  # the others' presence moves nothing
+    alone = encoded(vae, "f", pictures[1:2], SIDE, **options, seed=1)
+    assert torch.equal(alone.mean[0], first.mean[1])  # the others' presence moves nothing
 
 
 def test_pictures_of_one_size_are_cropped_in_different_places(vae, tmp_path):
@@ -171,13 +189,13 @@ def test_pictures_of_one_size_are_cropped_in_different_places(vae, tmp_path):
     pictures = [tmp_path / "a.png", tmp_path / "b.bmp"]  # the same pixels, other bytes
     for path in pictures:
         Image.fromarray(ramp).convert("RGB").save(path)
-    latents = encode_pictures(vae, "f", pictures, SIDE, crop="random", crops=2)
+    latents = encoded(vae, "f", pictures, SIDE, crop="random", crops=2)
     assert not torch.equal(latents.mean[0], latents.mean[1])
 
 
 def test_global_random_state_is_untouched(vae, pictures):
     before = torch.get_rng_state()
-    encode_pictures(vae, "f", pictures, SIDE, crop="random")
+    encoded(vae, "f", pictures, SIDE, crop="random")
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -187,16 +205,16 @@ def test_progress_counts_pictures(vae, pictures, tmp_path):
         "cache": tmp_path / "cache",
         "progress": lambda done, total: calls.append((done, total)),
     }
-    encode_pictures(vae, "f", pictures, SIDE, **options)
+    encoded(vae, "f", pictures, SIDE, **options)
     assert calls == [(0, 3), (1, 3), (2, 3), (3, 3)]
     calls.clear()
-    encode_pictures(vae, "f", pictures, SIDE, **options)
+    encoded(vae, "f", pictures, SIDE, **options)
     assert calls == [(3, 3)]
 
 
 def test_small_picture_is_enlarged_and_named(vae, tmp_path, caplog):
     Image.new("RGB", (9, 12), (200, 0, 0)).save(tmp_path / "tiny.png")
-    assert encode_pictures(vae, "f", [tmp_path / "tiny.png"], SIDE).mean.shape[-2:] == (8, 8)
+    assert encoded(vae, "f", [tmp_path / "tiny.png"], SIDE).mean.shape[-2:] == (8, 8)
     assert "tiny.png is 9 x 12 pixels" in caplog.text
 
 
@@ -204,19 +222,19 @@ def test_small_picture_is_enlarged_and_named(vae, tmp_path, caplog):
 
 
 def test_second_time_is_read_from_disk_bit_for_bit(vae, pictures, tmp_path):
-    first = encode_pictures(vae, "f", pictures, SIDE, mirror=True, cache=tmp_path / "a" / "b")
+    first = encoded(vae, "f", pictures, SIDE, mirror=True, cache=tmp_path / "a" / "b")
     assert len(list((tmp_path / "a" / "b").iterdir())) == 3  # and nothing staged is left
     counting = Counting(vae)
-    again = encode_pictures(counting, "f", pictures, SIDE, mirror=True, cache=tmp_path / "a" / "b")
+    again = encoded(counting, "f", pictures, SIDE, mirror=True, cache=tmp_path / "a" / "b")
     assert counting.squares == 0 and same(first, again) and again.names == first.names
 
 
 def test_only_new_pictures_are_encoded(vae, pictures, tmp_path):
-    encode_pictures(vae, "f", pictures[1:], SIDE, cache=tmp_path / "c")
+    encoded(vae, "f", pictures[1:], SIDE, cache=tmp_path / "c")
     counting = Counting(vae)
-    both = encode_pictures(counting, "f", pictures, SIDE, cache=tmp_path / "c")
+    both = encoded(counting, "f", pictures, SIDE, cache=tmp_path / "c")
     assert counting.squares == 1
-    close(both.mean, encode_pictures(vae, "f", pictures, SIDE).mean)  # each in its place
+    assert same(both, encoded(vae, "f", pictures, SIDE))  # each in its place
 
 
 @pytest.mark.parametrize(
@@ -231,9 +249,9 @@ def test_only_new_pictures_are_encoded(vae, pictures, tmp_path):
 )
 def test_any_change_is_encoded_anew(vae, pictures, tmp_path, change):
     options: dict[str, Any] = {"fingerprint": "f", "resolution": SIDE, "cache": tmp_path / "c"}
-    encode_pictures(vae, pictures=pictures, **options)
+    encoded(vae, pictures=pictures, **options)
     counting = Counting(vae)
-    encode_pictures(counting, pictures=pictures, **(options | change))
+    encoded(counting, pictures=pictures, **(options | change))
     assert counting.squares >= 3
 
 
@@ -241,7 +259,7 @@ def test_random_crops_are_cached_by_seed_and_count(vae, pictures, tmp_path):
     def squares(**options: Any) -> int:
         counting = Counting(vae)
         options = {"crop": "random", "cache": tmp_path / "c"} | options
-        encode_pictures(counting, "f", pictures, SIDE, **options)
+        encoded(counting, "f", pictures, SIDE, **options)
         return counting.squares
 
     assert squares(seed=1, crops=2) and squares(seed=2, crops=2) and squares(seed=1, crops=3)
@@ -252,21 +270,21 @@ def test_random_crops_are_cached_by_seed_and_count(vae, pictures, tmp_path):
 def test_edited_picture_is_never_stale_and_a_renamed_one_is_not_encoded_again(
     vae, pictures, tmp_path
 ):
-    first = encode_pictures(vae, "f", pictures, SIDE, cache=tmp_path / "c")
+    first = encoded(vae, "f", pictures, SIDE, cache=tmp_path / "c")
     Image.new("RGB", (30, 30), (9, 9, 9)).save(pictures[0])
-    edited = encode_pictures(vae, "f", pictures, SIDE, cache=tmp_path / "c")
+    edited = encoded(vae, "f", pictures, SIDE, cache=tmp_path / "c")
     assert not torch.equal(first.mean[0], edited.mean[0])
     assert torch.equal(first.mean[1:], edited.mean[1:])
     renamed = pictures[1].rename(pictures[1].with_name("new.png"))
     counting = Counting(vae)
-    latents = encode_pictures(counting, "f", [renamed], SIDE, cache=tmp_path / "c")
+    latents = encoded(counting, "f", [renamed], SIDE, cache=tmp_path / "c")
     assert counting.squares == 0 and latents.names == ["new.png"]
 
 
 @pytest.mark.parametrize("damage", ["empty", "half", "text", "flipped bit", "other content"])
 def test_damaged_cache_file_is_made_again(vae, pictures, tmp_path, caplog, damage):
     cache = tmp_path / "c"
-    first = encode_pictures(vae, "f", pictures[:1], SIDE, cache=cache)
+    first = encoded(vae, "f", pictures[:1], SIDE, cache=cache)
     (path,) = cache.iterdir()
     content = path.read_bytes()
     bad = {
@@ -278,7 +296,7 @@ def test_damaged_cache_file_is_made_again(vae, pictures, tmp_path, caplog, damag
     }
     path.write_bytes(bad[damage])
     with caplog.at_level(logging.WARNING):
-        assert same(first, encode_pictures(vae, "f", pictures[:1], SIDE, cache=cache))
+        assert same(first, encoded(vae, "f", pictures[:1], SIDE, cache=cache))
     assert path.name in caplog.text and "made again" in caplog.text
     assert torch.equal(load_file(path)["mean"], first.mean[0])  # mended on disk, too
 
@@ -292,14 +310,14 @@ def safetensors_without_moments() -> bytes:
 def test_cache_that_cannot_be_written_is_named(vae, pictures, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match=r"file/cache .*data\.cache"):
-        encode_pictures(vae, "f", pictures, SIDE, cache=tmp_path / "file" / "cache")
+        encoded(vae, "f", pictures, SIDE, cache=tmp_path / "file" / "cache")
 
     def full(self, content):
         raise OSError(28, os.strerror(28))
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(UserError, match=r"No space left.*data\.cache=null"):
-        encode_pictures(vae, "f", pictures, SIDE, cache=tmp_path / "c")
+        encoded(vae, "f", pictures, SIDE, cache=tmp_path / "c")
     assert not list((tmp_path / "c").iterdir())
 
 
@@ -309,7 +327,7 @@ def test_failed_rename_leaves_nothing_behind(vae, pictures, tmp_path, monkeypatc
 
     monkeypatch.setattr(Path, "replace", fail)
     with pytest.raises(UserError):
-        encode_pictures(vae, "f", pictures, SIDE, cache=tmp_path / "c")
+        encoded(vae, "f", pictures, SIDE, cache=tmp_path / "c")
     assert not list((tmp_path / "c").iterdir())
 
 
@@ -319,10 +337,10 @@ def test_failed_rename_leaves_nothing_behind(vae, pictures, tmp_path, monkeypatc
 def test_unreadable_picture_is_named_and_earlier_work_kept(vae, pictures, tmp_path):
     pictures[2].write_text("text")
     with pytest.raises(UserError, match=r"2\.png"):
-        encode_pictures(vae, "f", pictures, SIDE, cache=tmp_path / "c", batch=1)
+        encoded(vae, "f", pictures, SIDE, cache=tmp_path / "c", batch=1)
     assert len(list((tmp_path / "c").iterdir())) == 2
     with pytest.raises(UserError, match=r"gone\.png"):
-        encode_pictures(vae, "f", [tmp_path / "gone.png"], SIDE)
+        encoded(vae, "f", [tmp_path / "gone.png"], SIDE)
 
 
 def test_overflowing_vae_is_reported(pictures):
@@ -330,24 +348,24 @@ def test_overflowing_vae_is_reported(pictures):
     with torch.no_grad():
         vae.quant_conv.weight.fill_(float("nan"))
     with pytest.raises(UserError, match="float32"):
-        encode_pictures(vae, "f", pictures, SIDE)
+        encoded(vae, "f", pictures, SIDE)
 
 
 @pytest.mark.parametrize("options", [{"resolution": 0}, {"crops": 0}, {"batch": 0}])
 def test_numbers_below_one_are_refused(vae, pictures, options):
     with pytest.raises(ValueError, match="at least 1"):
-        encode_pictures(vae, "f", pictures, **({"resolution": SIDE} | options))
+        encoded(vae, "f", pictures, **({"resolution": SIDE} | options))
 
 
 def test_no_pictures_are_refused(vae):
     with pytest.raises(ValueError, match="no picture"):
-        encode_pictures(vae, "f", [], SIDE)
+        encoded(vae, "f", [], SIDE)
 
 
 def test_half_precision_vae_is_encoded_in_its_own_dtype(vae, pictures, tmp_path):
     half = AutoencoderKL.from_config(vae.config).to(torch.bfloat16).eval()
     half.load_state_dict(vae.state_dict())
-    exact = encode_pictures(vae, "f", pictures, SIDE, cache=tmp_path)
-    rough = encode_pictures(half, "f", pictures, SIDE, cache=tmp_path)
+    exact = encoded(vae, "f", pictures, SIDE, cache=tmp_path)
+    rough = encoded(half, "f", pictures, SIDE, cache=tmp_path)
     assert rough.mean.dtype == torch.float32 and not same(exact, rough)
     assert np.allclose(rough.mean, exact.mean, atol=0.1)

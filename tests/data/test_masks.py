@@ -41,7 +41,7 @@ def bright(size: tuple[int, int], box: tuple[int, int, int, int]) -> Image.Image
 
 
 def masks_of(picture: Path, **options: Any) -> torch.Tensor:
-    return load_masks([picture], Transform(RESOLUTION, **options), SIDE)[0, :, 0]
+    return load_masks([picture], transform, SIDE)[0, :, 0]
 
 
 def tag(orientation: int) -> Image.Exif:
@@ -63,11 +63,11 @@ def test_mask_follows_its_picture_through_turns_crops_and_mirrors(
     exif: dict[str, Any] = {} if orientation is None else {"exif": tag(orientation)}
     stored.convert("RGB").save(tmp_path / name, quality=95, **exif)
     upright.save(tmp_path / "a.mask.png")
-    options: dict[str, Any] = {"crop": "random", "crops": 3, "mirror": True, "seed": 5}
+    transform = Transform(RESOLUTION, crop="random", crops=3, mirror=True, seed=5)
     vae: Any = Averaging()
     picture = tmp_path / name
-    latents = encode_pictures(vae, "f", [picture], RESOLUTION, **options)
-    masks = with_masks(latents, [picture], Transform(RESOLUTION, **options)).mask
+    latents = encode_pictures(vae, "f", [picture], transform)
+    masks = with_masks(latents, [picture], transform).mask
     assert masks is not None and masks.shape == (1, 6, 1, SIDE, SIDE)
     assert masks.dtype == torch.float32
     brightness = (latents.mean + 1) / 2
@@ -211,7 +211,7 @@ def test_nothing_is_read_later(tmp_path):
     Image.new("RGB", (32, 32)).save(picture)
     bright((32, 32), (0, 0, 16, 32)).save(tmp_path / "a.mask.png")
     vae: Any = Averaging()
-    latents = encode_pictures(vae, "f", [picture], RESOLUTION)
+    latents = encode_pictures(vae, "f", [picture], Transform(RESOLUTION))
     masked = with_masks(latents, [picture], Transform(RESOLUTION))
     picture.unlink()
     (tmp_path / "a.mask.png").unlink()
@@ -279,6 +279,6 @@ def test_arguments_that_do_not_fit(tmp_path):
     with pytest.raises(ValueError, match="longer|shorter"):
         load_masks([picture], Transform(RESOLUTION), SIDE, ["0" * 64] * 2)
     vae: Any = Averaging()
-    latents = encode_pictures(vae, "f", [picture], RESOLUTION)
+    latents = encode_pictures(vae, "f", [picture], Transform(RESOLUTION))
     with pytest.raises(ValueError, match="masks"):
         with_masks(latents, [picture], Transform(RESOLUTION, mirror=True))
