@@ -18,26 +18,16 @@ log = logging.getLogger(__name__)
 BLACK = 2 / 255  # a mask of labels, 0 and 1, shows nothing either
 
 
-def with_masks(
-    latents: Latents,
-    pictures: Sequence[Path],
-    transform: Transform,
-    digests: Sequence[str] | None = None,
-) -> Latents:
+def with_masks(latents: Latents, pictures: Sequence[Path], transform: Transform) -> Latents:
     """The same latents with the masks of their pictures: see `load_masks`.
 
     ValueError where pictures and transform are not those that the latents were made of.
     """
     side = latents.mean.shape[-1]
-    return replace(latents, mask=load_masks(pictures, transform, side, digests))
+    return replace(latents, mask=load_masks(pictures, transform, side))
 
 
-def load_masks(
-    pictures: Sequence[Path],
-    transform: Transform,
-    side: int,
-    digests: Sequence[str] | None = None,
-) -> torch.Tensor:
+def load_masks(pictures: Sequence[Path], transform: Transform, side: int) -> torch.Tensor:
     """Masks of N pictures in V variants: float32 [N, V, 1, side, side], 0 outside, 1 subject.
 
     A picture's mask is the greyscale of `x.mask.png` beside `x.jpg` (white: the subject), else the
@@ -47,19 +37,17 @@ def load_masks(
     EXIF orientation of its own, that is obeyed, as in any picture (tools write none). Its own
     transparency counts as black.
 
-    `digests`: the pictures' (`digest_of`), on which random crops depend; None: they are computed.
     Raises UserError for an unreadable file, a mask of another size than its picture, or one that
-    is black wherever a variant looks; ValueError for a wrong number of digests.
+    is black wherever a variant looks.
     """
     if not pictures:
         raise ValueError("no picture given")
-    digests = [digest_of(picture) for picture in pictures] if digests is None else digests
     masks, without = [], []
-    for picture, digest in zip(pictures, digests, strict=True):  # one in memory at a time
+    for picture in pictures:  # one in memory at a time
         seen, mask, path = _mask_of(picture, transform)
         if mask is None:
             without.append(picture.name)
-        variants = transform.variants(seen, digest)
+        variants = transform.variants(seen, digest_of(picture))
         masks.append(torch.stack([_on_grid(mask, seen, *each, side, path) for each in variants]))
     if without:
         log.warning(
