@@ -1,10 +1,12 @@
 """Write the example pictures of the storybook world.
 
     python scripts/draw_storybook.py                       # data/subjects/{robot_volt,dog_pepper}
+    python scripts/draw_storybook.py --subject car_comet random:7 random:7:cat --out pictures
     python scripts/draw_storybook.py --sheet world.png     # a sheet of random captioned pictures
 
 For each subject: five training pictures in OUT/NAME, twenty held-out ones in
-OUT/NAME/heldout, and a preview of both in OUT/NAME.png.
+OUT/NAME/heldout, and a preview of both in OUT/NAME.png. "random:SEED[:NOUN]" is a subject
+drawn at random, always the same for a seed; with --captions each picture has its text beside it.
 """
 
 from __future__ import annotations
@@ -18,14 +20,9 @@ from PIL import Image, ImageDraw
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ldm.storybook import (
-    SUBJECTS,
-    caption,
-    heldout_scenes,
-    random_scene,
-    render,
-    training_scenes,
-)
+from ldm.errors import exit_status
+from ldm.storybook import caption, random_scene, render
+from ldm.storybook.folder import find_subject, write_subject
 
 SHIPPED = ("robot_volt", "dog_pepper")
 
@@ -43,18 +40,12 @@ def paste_grid(
     return sheet
 
 
-def write_subject(name: str, out: Path) -> None:
-    """Training pictures, held-out pictures and the preview of one shipped subject."""
-    subject, folder = SUBJECTS[name], out / name
-    (folder / "heldout").mkdir(parents=True, exist_ok=True)
-    training = [render(scene) for scene, _ in training_scenes(subject)]
-    heldout = [render(scene) for scene, _ in heldout_scenes(subject)]
-    for i, picture in enumerate(training):
-        picture.save(folder / f"{i:02d}.png")
-    for i, picture in enumerate(heldout):
-        picture.save(folder / "heldout" / f"{i:02d}.png")
-    preview = paste_grid(training + heldout, columns=5, zoom=2).quantize(256)
-    preview.save(out / f"{name}.png", optimize=True)
+def draw_subject(name: str, out: Path, captions: bool) -> None:
+    """The folder of one subject and the preview beside it."""
+    folder = write_subject(find_subject(name), out, captions)
+    paths = sorted(folder.glob("*.png")) + sorted((folder / "heldout").glob("*.png"))
+    preview = paste_grid([Image.open(path) for path in paths], columns=5, zoom=2).quantize(256)
+    preview.save(folder.with_name(f"{folder.name}.png"), optimize=True)
 
 
 def write_sheet(path: Path, count: int, seed: int) -> None:
@@ -75,22 +66,38 @@ def write_sheet(path: Path, count: int, seed: int) -> None:
     sheet.save(path)
 
 
-def main() -> None:
-    """Command line; see the module's text."""
+def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=Path("data/subjects"), help="output folder")
+    parser.add_argument(
+        "--subject",
+        nargs="+",
+        default=SHIPPED,
+        metavar="NAME",
+        help="a shipped subject's name or random:SEED[:NOUN] (default: robot_volt dog_pepper)",
+    )
+    parser.add_argument("--captions", action="store_true", help="write x.txt beside each x.png")
     parser.add_argument("--sheet", type=Path, help="write only a sheet of random pictures here")
     parser.add_argument("--count", type=int, default=48, help="pictures on the sheet")
     parser.add_argument("--seed", type=int, default=0, help="seed of the sheet")
-    arguments = parser.parse_args()
+    return parser.parse_args(words)
+
+
+def draw(arguments: argparse.Namespace) -> None:
     if arguments.sheet:
         write_sheet(arguments.sheet, arguments.count, arguments.seed)
         return
-    for name in SHIPPED:
-        write_subject(name, arguments.out)
+    for name in arguments.subject:
+        draw_subject(name, arguments.out, arguments.captions)
+
+
+def main(words: list[str] | None = None) -> int:
+    """Command line; see the module's text."""
+    arguments = parse(words)
+    return exit_status(lambda: draw(arguments))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

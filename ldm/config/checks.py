@@ -51,7 +51,12 @@ AT_LEAST: dict[str, float] = {
     "samples.seed": 0,
     "trainer.nodes": 1,
     "evaluation.images": 1,
+    "evaluation.class_images": 2,
+    "evaluation.unrelated_images": 1,
     "evaluation.seed": 0,
+    "evaluation.steps": 1,
+    "evaluation.every": 1,
+    "evaluation.patience": 1,
 }
 MORE_THAN: dict[str, float] = {
     "training.learning_rate": 0,
@@ -129,9 +134,7 @@ def combination_problems(config: Config) -> Iterator[str]:
         )
     if config.name is not None and not re.fullmatch(r"[\w][\w.-]*", config.name):
         yield f"name={config.name!r}: it ends a folder's name; use letters, digits, - _ and ."
-    oracle = config.evaluation and config.evaluation.oracle
-    if oracle and not re.fullmatch(r"[\w.]+:\w+", oracle):
-        yield f"evaluation.oracle={oracle!r}: must look like package.module:Name, or be null"
+    yield from _evaluation_problems(config)
 
 
 def _training_problems(config: Config) -> Iterator[str]:
@@ -189,6 +192,36 @@ def _training_problems(config: Config) -> Iterator[str]:
         )
     if config.ema.decay >= 1:
         yield f"ema.decay={config.ema.decay}: must be less than 1, or the average never moves"
+
+
+def _evaluation_problems(config: Config) -> Iterator[str]:
+    evaluation, subject = config.evaluation, config.subject
+    if evaluation is None:
+        return
+    oracle, every = evaluation.oracle, evaluation.every
+    if oracle and not re.fullmatch(r"[\w.]+:\w+", oracle):
+        yield f"evaluation.oracle={oracle!r}: must look like package.module:Name, or be null"
+    if every is not None and every % max(config.snapshots.every, 1):
+        yield (
+            f"evaluation.every={every}: must be a multiple of "
+            f"snapshots.every={config.snapshots.every}: what is measured is a snapshot"
+        )
+    if evaluation.patience is not None and every is None:
+        yield (
+            f"evaluation.patience={evaluation.patience}: nothing is measured while training; set "
+            f"evaluation.every, as {config.snapshots.every}, or leave patience null"
+        )
+    if every is None and not evaluation.final:
+        yield (
+            "evaluation.final=false: with evaluation.every=null nothing is ever measured; set one "
+            "of them, or evaluation=null"
+        )
+    for prompt in evaluation.prompts:
+        if "[V]" not in prompt and not contains_word(prompt, subject.identifier):
+            yield f"evaluation.prompts={prompt!r}: does not name the subject; put [V] into it"
+    for prompt in evaluation.unrelated:
+        if "[V" in prompt or contains_word(prompt, subject.identifier):
+            yield f"evaluation.unrelated={prompt!r}: must not name the subject"
 
 
 def _subject_problems(config: Config) -> Iterator[str]:

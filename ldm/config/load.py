@@ -21,7 +21,18 @@ from ldm.config.checks import combination_problems, range_problems, value_at
 from ldm.config.schema import Config
 from ldm.errors import UserError
 
-PLACES = ("logs", "model.base", "subject.pictures", "data.cache", "prior.folder", "prior.root")
+PLACES = (
+    "logs",
+    "model.base",
+    "subject.pictures",
+    "data.cache",
+    "prior.folder",
+    "prior.root",
+    "evaluation.root",
+    "evaluation.dino",
+    "evaluation.clip",
+    "evaluation.lpips",
+)
 
 
 def load_config(files: list[Path], overrides: list[str]) -> Config:

@@ -177,8 +177,22 @@ class Logger:
 @dataclass
 class Evaluation:
     oracle: str | None = "ldm.storybook.oracle:load_oracle"  # module:name
-    images: int = 2  # per subject prompt; class prompts get 8 times as many
+    prompts: list[str] = field(default_factory=list)  # naming the subject; []: see configs
+    unrelated: list[str] = field(default_factory=list)  # of other things; []: see configs
+    images: int = 4  # per prompt that names the subject
+    class_images: int = 512  # of the class prompt
+    unrelated_images: int = 4  # per unrelated prompt
     seed: int = 1000  # not a seed of the training grids
+    steps: int | None = 12  # of the sampler; None: sampling.steps
+    root: str = "data/evaluation"  # where pictures of untouched bases are kept for all runs
+    dino: str | None = None  # hub id or folder; None: does without
+    clip: str | None = None
+    lpips: str | None = None
+    every: int | None = None  # steps between measurements while training; None: at the end only
+    final: bool = True  # measure every snapshot at the end
+    patience: int | None = None  # measurements without a rise before training ends early
+    export: bool = True  # write the chosen snapshot as a diffusers folder
+    margins: dict[str, float] = field(default_factory=dict)  # of what a snapshot may lose
 
 
 @dataclass

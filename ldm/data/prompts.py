@@ -74,6 +74,21 @@ def names_subject(prompt: str, identifier: str) -> bool:
     return PLACEHOLDER in prompt or bool(identifier.strip() and _has_words(prompt, identifier))
 
 
+def without_identifier(prompt: str, identifier: str) -> str:
+    """The prompt without the word that names the subject; the class noun and the rest stay.
+
+    `[V]`, `[V2]`, ... and the identifier as a word of its own, in either case; what is left keeps
+    no gap, neither between words nor before a comma.
+
+    >>> without_identifier("a sks dog, in the snow", "sks")
+    'a dog, in the snow'
+    """
+    bare = re.sub(r"\[V[0-9]*\]", " ", prompt)
+    if identifier.strip():
+        bare = re.sub(rf"(?<!\w){_words(identifier)}(?!\w)", " ", bare, flags=re.IGNORECASE)
+    return re.sub(r"\s+([,.;:!?])", r"\1", " ".join(bare.split())).strip(" ,")
+
+
 def caption_of(picture: Path) -> str | None:
     """The caption in `x.txt` beside the picture `x.png`, on one line, `[V]` unfilled.
 

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ldm.evaluation.metrics import Score, mean, share, similarity_to, spread
+from ldm.evaluation import metrics
+from ldm.evaluation.metrics import Score, share, similarity_to, spread
 from ldm.evaluation.oracle import Oracle, Question, Reading
 from ldm.models.base import BaseModel
 from ldm.sampling.generate import generate
@@ -75,8 +76,5 @@ def scores(
 
 
 def ceiling(references: Sequence[Reading]) -> Score:
-    """Mean cosine among the subject's own pictures, without self-pairs: what is reachable."""
-    own = np.stack([reading.embedding for reading in references])
-    n = len(own)
-    cosines = own @ own.T
-    return mean(((cosines.sum(axis=1) - np.diag(cosines)) / max(1, n - 1)).tolist())
+    """`metrics.ceiling` of the subject's own pictures, at least two."""
+    return metrics.ceiling(np.stack([reading.embedding for reading in references]))

@@ -25,7 +25,8 @@ class Reading:
 class Question:
     """A prompt and the words that must be read off its pictures.
 
-    about: "subject" (the prompt holds the identifier) or "class" (it does not).
+    about: "subject" (the prompt holds the identifier), "class" (the bare class) or "unrelated"
+    (other things). expected: attribute -> word, only what the prompt names.
     """
 
     about: str
@@ -34,8 +35,20 @@ class Question:
 
 
 class Oracle(Protocol):
-    """Named by the dotted path in `evaluation.oracle`; made by calling that without arguments."""
+    """Named by the dotted path in `evaluation.oracle`; made by calling that without arguments.
 
-    def read(self, pictures: Sequence[Image.Image]) -> list[Reading]: ...
+    rates: "threshold" of `accepts` and how often it accepts what, measured on pictures whose
+    truth is known. attributes: those whose distribution over class pictures is compared.
+    """
 
-    def questions(self, identifier: str, class_noun: str) -> list[Question]: ...
+    rates: dict[str, float]
+    attributes: tuple[str, ...]
+
+    def read(self, pictures: Sequence[Image.Image]) -> list[Reading]:
+        """What each picture shows."""
+
+    def questions(self, identifier: str, class_noun: str) -> list[Question]:
+        """What to ask of a model. Every second subject question makes a half of its own."""
+
+    def accepts(self, embeddings: np.ndarray, references: np.ndarray) -> np.ndarray:
+        """Whether each row of N x D shows the thing that the M x D references show: bool [N]."""

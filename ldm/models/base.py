@@ -97,9 +97,9 @@ def load_base(
     folder = find_folder(source, revision, variant)
     _check_kind(folder)
     check_parts(folder, variant)
-    vae = _load(AutoencoderKL, folder / "vae", variant, torch_dtype=torch.float32)
-    unet = _load(UNet2DConditionModel, folder / "unet", variant, torch_dtype=dtype)
-    text_encoder = _load(CLIPTextModel, folder / "text_encoder", variant, dtype=dtype)
+    vae = load_weights(AutoencoderKL, folder / "vae", variant, torch_dtype=torch.float32)
+    unet = load_weights(UNet2DConditionModel, folder / "unet", variant, torch_dtype=dtype)
+    text_encoder = load_weights(CLIPTextModel, folder / "text_encoder", variant, dtype=dtype)
     base = BaseModel(
         tokenizer=_load_tokenizer(folder, text_encoder),
         text_encoder=text_encoder,
@@ -164,28 +164,38 @@ def _check_kind(folder: Path) -> None:
         )
 
 
-def _load(kind: Callable[..., Any], folder: Path, variant: str | None, **dtype: torch.dtype) -> Any:
-    """Load one part's weights strictly and return it in eval mode."""
+def load_weights(
+    kind: Callable[..., Any],
+    folder: Path,
+    variant: str | None = None,
+    what: str = "base model part",
+    harmless: str = "position_ids",
+    **options: Any,
+) -> Any:
+    """Load a network of class `kind` strictly and return it in eval mode.
+
+    harmless: saved tensors with this in their name may be left over. options: more arguments of
+    the library's `from_pretrained`. UserError, naming `what` and folder: the weights are damaged,
+    or do not fit config.json exactly.
+    """
     from_pretrained = kind.from_pretrained  # type: ignore[attr-defined]
     try:
         model, info = from_pretrained(
-            folder, variant=variant, output_loading_info=True, local_files_only=True, **dtype
+            folder, variant=variant, output_loading_info=True, local_files_only=True, **options
         )
     except Exception as error:  # the libraries raise whatever their readers do
         raise UserError(
-            f"base model part {folder} cannot be loaded ({type(error).__name__}: {error}); "
+            f"{what} {folder} cannot be loaded ({type(error).__name__}: {error}); "
             "it may be damaged: fetch it again"
         ) from error
     wrong = [
-        f"{what} {sorted(map(str, keys))[:3]}"
-        for what in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
-        # Older transformers saved this constant of CLIP's; it is no weight.
-        if (keys := [key for key in info[what] if not str(key).endswith("position_ids")])
+        f"{problem} {sorted(map(str, keys))[:3]}"
+        for problem in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
+        # position_ids: a constant of CLIP's that older transformers saved; it is no weight.
+        if (keys := [key for key in info[problem] if harmless not in str(key)])
     ]
     if wrong:
-        raise UserError(
-            f"base model part {folder}: weights and config.json do not fit ({'; '.join(wrong)})"
-        )
+        raise UserError(f"{what} {folder}: weights and config.json do not fit ({'; '.join(wrong)})")
     return model.eval()
 
 

@@ -89,7 +89,9 @@ def evaluate(
     result: dict[str, Any] = {
         "base": measured(untouched, "untouched base measured"),
         "snapshots": {str(step): measured(trained, "trained measured")},
-        "ceiling": {"subject/similarity": ceiling(oracle.read(pictures))} if pictures else {},
+        "ceiling": {"subject/similarity": ceiling(oracle.read(pictures))}
+        if len(pictures) > 1
+        else {},
         "chosen": step,
         "reasons": ["the last step; snapshots are not compared yet"],
         "seed": config.evaluation.seed,

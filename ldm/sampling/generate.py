@@ -64,7 +64,7 @@ def generate(
         for start in range(0, len(prompts), batch):
             part = slice(start, start + batch)
             noise = initial_noise(seeds[part], shape) if latents is None else latents[part]
-            with _undisturbed(base.text_encoder, base.unet, base.vae):
+            with in_eval_mode(base.text_encoder, base.unet, base.vae):
                 text = _encode(base, prompts[part], negative, scale)
                 generators = [generator(seed, "sampler") for seed in seeds[part]]
                 solver = make_sampler(sampler, base.scheduler)
@@ -117,7 +117,8 @@ def decode(base: BaseModel, latents: Tensor) -> Iterator[Tensor]:
     latents = latents / config.scaling_factor + shift
     pixels = latents.shape[-1] * latents.shape[-2] * base.latent_factor**2
     for part in latents.to(base.vae.dtype).split(max(1, _PIXELS_AT_ONCE // pixels)):
-        decoded = base.vae.decode(part, return_dict=False)[0]
+        with torch.autocast(base.device.type, enabled=False):  # see BaseModel.to
+            decoded = base.vae.decode(part, return_dict=False)[0]
         if not decoded.isfinite().all():
             log.warning("a picture came out as NaN; float16 overflows in some models: use bf16")
             decoded = decoded.nan_to_num(nan=-1.0)
@@ -137,8 +138,8 @@ def _encode(
 
 
 @contextlib.contextmanager
-def _undisturbed(*modules: nn.Module) -> Iterator[None]:
-    """Put modules into eval mode without gradients, and every submodule back as it was."""
+def in_eval_mode(*modules: nn.Module) -> Iterator[None]:
+    """Modules in eval mode, without gradients; afterwards every submodule is as it was."""
     before = [(part, part.training) for module in modules for part in module.modules()]
     try:
         for module in modules:

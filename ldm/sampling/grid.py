@@ -10,7 +10,7 @@ _TILE = 128  # pixels: smaller pictures are enlarged by a whole number
 _INK = (30, 30, 30)
 _PAPER = (255, 255, 255)
 
-_Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def labelled_grid(
@@ -34,7 +34,7 @@ def labelled_grid(
     factor = math.ceil(tile / max(width, height))
     width, height = width * factor, height * factor
     font = ImageFont.load_default(size=max(12, min(width, height) // 10))
-    heads = [_wrapped(text, font, width) for text in columns]
+    heads = [wrapped(text, font, width) for text in columns]
     left = round(width * 1.5) + _GAP if labels else 0
     top = max((_height(text, font) + _GAP for text in heads), default=0)
 
@@ -45,7 +45,7 @@ def labelled_grid(
     for x, text in enumerate(heads):
         draw.multiline_text((left + x * (width + _GAP), 0), text, _INK, font)
     for y, label in enumerate(labels):
-        text = _cut(_wrapped(label, font, left - 2 * _GAP), font, height)
+        text = _cut(wrapped(label, font, left - 2 * _GAP), font, height)
         draw.multiline_text((0, top + y * (height + _GAP)), text, _INK, font)
     for y, row in enumerate(rows):
         for x, picture in enumerate(row):
@@ -66,7 +66,7 @@ def _enlarged(picture: Image.Image, factor: int) -> Image.Image:
     return picture.convert("RGB").resize(size, Image.Resampling.NEAREST)
 
 
-def _wrapped(text: str, font: _Font, width: int) -> str:
+def wrapped(text: str, font: Font, width: int) -> str:
     """Break `text` at spaces, and words wider than a line anywhere, to fit `width` pixels."""
     lines: list[str] = [""]
     for word in text.split():
@@ -81,7 +81,7 @@ def _wrapped(text: str, font: _Font, width: int) -> str:
     return "\n".join(line for line in lines if line)
 
 
-def _cut(text: str, font: _Font, height: int) -> str:
+def _cut(text: str, font: Font, height: int) -> str:
     """Drop the last lines of a text that is higher than `height` pixels, and show that by ..."""
     lines = text.split("\n")
     while len(lines) > 1 and _height("\n".join(lines), font) > height:
@@ -89,6 +89,6 @@ def _cut(text: str, font: _Font, height: int) -> str:
     return "\n".join(lines)
 
 
-def _height(text: str, font: _Font) -> int:
+def _height(text: str, font: Font) -> int:
     draw = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     return math.ceil(draw.multiline_textbbox((0, 0), text, font=font)[3])

@@ -138,7 +138,7 @@ def make_class_images(
 def class_images(folder: Path, size: int | None = None) -> list[Path]:
     """Return the whole pictures in a class-image folder, in order; damaged ones are left out."""
     paths = sorted(path for path in folder.glob("*.png") if path.stem.isdigit())
-    return [path for path in paths if _is_whole(path, size)]
+    return [path for path in paths if is_whole(path, size)]
 
 
 def count_missing(folder: Path, count: int, batch: int, size: int) -> int:
@@ -157,7 +157,7 @@ def _missing_batches(
     missing = {}
     for number, first in enumerate(range(0, count, batch)):
         wanted = range(first, min(first + batch, count))
-        if number % world == rank and not all(_is_whole(_path(folder, i), size) for i in wanted):
+        if number % world == rank and not all(is_whole(_path(folder, i), size) for i in wanted):
             missing[first] = wanted
     return missing
 
@@ -166,7 +166,7 @@ def _path(folder: Path, index: int) -> Path:
     return folder / f"{index:05d}.png"
 
 
-def _is_whole(path: Path, size: int | None) -> bool:
+def is_whole(path: Path, size: int | None = None) -> bool:
     """Decode the picture: a truncated or damaged one, or one of another size, is not whole."""
     try:
         with Image.open(path) as picture:
@@ -175,7 +175,7 @@ def _is_whole(path: Path, size: int | None) -> bool:
     except FileNotFoundError:
         return False
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, zlib.error, ...
-        log.warning("class image %s is damaged and will be made again: %s", path, error)
+        log.warning("picture %s is damaged and will be made again: %s", path, error)
         return False
 
 

@@ -32,6 +32,14 @@ VOCABULARY: dict[str, tuple[str, ...]] = {
     "setting": SETTINGS,
     "accessory": ACCESSORIES,
 }
+ASKED_SETTINGS = (
+    "in the snow",
+    "under water",
+    "on the moon",
+    "in the city",
+    "in the kitchen",
+    "at night",
+)  # of a subject
 
 
 class _Block(nn.Module):
@@ -52,30 +60,46 @@ class _Block(nn.Module):
 
 
 class StorybookOracle(nn.Module):
-    """Pictures [N, 3, 64, 64] in [-1, 1] -> logits for each attribute, "none" and an embedding."""
+    """Pictures [N, 3, 64, 64] in [-1, 1] -> logits for each attribute, "none" and an embedding.
 
-    def __init__(self, channels: Sequence[int] = (32, 64, 96, 128), embedding: int = 64):
+    rates: the threshold of `accepts` and how often it accepts what; empty before it is measured.
+    """
+
+    rates: dict[str, float]
+    attributes = ("colour", "setting", "accessory")
+
+    def __init__(
+        self, channels: Sequence[int] = (32, 64, 96, 128), features: int = 256, embedding: int = 64
+    ):
         super().__init__()
+        self.rates = {}
+        self.features = features
         self.stem = nn.Conv2d(3, channels[0], 5, stride=2, padding=2)  # 64 -> 32 pixels
         self.blocks = nn.Sequential(
             *(_Block(a, b) for a, b in zip(channels, channels[1:], strict=False))
         )  # 32 -> 4 pixels
-        features = channels[-1]
-        self.norm = nn.BatchNorm2d(features)
-        self.mix = nn.Linear(features * 16, 192)  # where things are matters: no pooling
+        self.norm = nn.BatchNorm2d(channels[-1])
+        self.mix = nn.Linear(channels[-1] * 16, features)  # where things are matters: no pooling
         self.heads = nn.ModuleDict(
-            {name: nn.Linear(192, len(words)) for name, words in VOCABULARY.items()}
+            {name: nn.Linear(features, len(words)) for name, words in VOCABULARY.items()}
         )
-        self.none = nn.Linear(192, 1)
-        self.embed = nn.Linear(192, embedding)
+        self.none = nn.Linear(features, 1)
+        self.embed = nn.Linear(features, embedding)
 
     def forward(self, pictures: Tensor) -> dict[str, Tensor]:
+        return self.answer(self.look(pictures))
+
+    def look(self, pictures: Tensor) -> Tensor:
+        """What everything is read off: N x features."""
         x = self.blocks(self.stem(pictures))
         x = functional.relu(self.norm(x)).flatten(1)  # N x 128 x 4 x 4 -> N x 2048
-        x = functional.relu(self.mix(x))
-        logits = {name: head(x) for name, head in self.heads.items()}
-        embedding = functional.normalize(self.embed(x).float(), dim=1)
-        return {**logits, "none": self.none(x)[:, 0], "embedding": embedding}
+        return functional.relu(self.mix(x))
+
+    def answer(self, features: Tensor) -> dict[str, Tensor]:
+        """Logits for each attribute and for "none", and the unit embedding."""
+        logits = {name: head(features) for name, head in self.heads.items()}
+        embedding = functional.normalize(self.embed(features).float(), dim=1)
+        return {**logits, "none": self.none(features)[:, 0], "embedding": embedding}
 
     @classmethod
     def load(cls, folder: Path = FOLDER) -> Self:
@@ -87,8 +111,9 @@ class StorybookOracle(nn.Module):
                 "`python scripts/pretrain.py --stage oracle`, or set `evaluation.oracle=null`"
             )
         shape = json.loads(about.read_text())
-        oracle = cls(shape["channels"], shape["embedding"])
+        oracle = cls(shape["channels"], shape["features"], shape["embedding"])
         state = load_file(weights)
+        oracle.rates = shape["rates"]
         oracle.load_state_dict(
             {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
         )
@@ -97,6 +122,13 @@ class StorybookOracle(nn.Module):
     def questions(self, identifier: str, class_noun: str) -> list[Question]:
         """What to ask of a model about a subject of class `class_noun` (see `questions`)."""
         return questions(identifier, class_noun)
+
+    def accepts(self, embeddings: np.ndarray, references: np.ndarray) -> np.ndarray:
+        """Whether each picture shows the references' thing: cosine to their mean direction.
+
+        Unit rows N x D and M x D -> bool [N]. `rates` says how often that is right.
+        """
+        return cosine_to_mean(embeddings, references) >= self.rates["threshold"]
 
     @torch.no_grad()
     def read(self, pictures: Sequence[Image.Image], batch: int = 64) -> list[Reading]:
@@ -113,10 +145,18 @@ class StorybookOracle(nn.Module):
         return readings
 
 
-def questions(identifier: str, class_noun: str) -> list[Question]:
-    """Every setting and accessory asked of the subject, and the bare class name.
+def cosine_to_mean(embeddings: np.ndarray, references: np.ndarray) -> np.ndarray:
+    """Cosine of each unit row of N x D to the mean direction of the rows of M x D: [N]."""
+    mean = references.mean(axis=0)
+    return embeddings @ (mean / np.linalg.norm(mean))
 
-    A class noun that the world does not have is not checked.
+
+def questions(identifier: str, class_noun: str) -> list[Question]:
+    """Twelve prompts about the subject, one about its class, two about each other class.
+
+    The subject's stand in an order whose even and odd places hold three settings each, and the
+    accessories three to two (with the bare prompt). A class noun that the world does not have is
+    not checked, and all of the world's are others.
     """
     known = {"class": class_noun} if class_noun in NOUNS else {}
     asked = [
@@ -125,7 +165,7 @@ def questions(identifier: str, class_noun: str) -> list[Question]:
             compose(class_noun, setting=setting, identifier=identifier),
             {**known, "setting": setting},
         )
-        for setting in SETTINGS
+        for setting in ASKED_SETTINGS
     ]
     asked += [
         Question(
@@ -135,7 +175,24 @@ def questions(identifier: str, class_noun: str) -> list[Question]:
         )
         for accessory in ACCESSORIES[1:]
     ]
-    return [*asked, Question("class", compose(class_noun), known)]
+    asked.append(Question("subject", compose(class_noun, identifier=identifier), known))
+    asked.append(Question("class", compose(class_noun), known))
+    return asked + [q for noun in NOUNS if noun != class_noun for q in _unrelated(noun)]
+
+
+def _unrelated(noun: str) -> list[Question]:
+    """The bare noun, and the noun in a colour and a setting that are always the same."""
+    place = NOUNS.index(noun)
+    colour = tuple(COLOURS)[place]
+    setting = SETTINGS[3 * place % len(SETTINGS)]
+    return [
+        Question("unrelated", compose(noun), {"class": noun}),
+        Question(
+            "unrelated",
+            compose(noun, colour, setting),
+            {"class": noun, "colour": colour, "setting": setting},
+        ),
+    ]
 
 
 def as_batch(pictures: Sequence[Image.Image]) -> Tensor:

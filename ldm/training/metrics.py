@@ -8,6 +8,8 @@ import math
 import os
 import sys
 import time
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,14 @@ from ldm.training.steps import StepCallback
 log = logging.getLogger(__name__)
 
 LOSSES = ("loss", "loss/instance", "loss/prior")
+# Of a step that was evaluated, filled in later; the spaces used stand in evaluation.json.
+EVALUATED = (
+    "evaluation/fidelity",
+    "evaluation/prompt",
+    "evaluation/drift",
+    "evaluation/diversity",
+    "evaluation/identity",
+)
 COLUMNS = (
     "step",
     *LOSSES,
@@ -31,6 +41,7 @@ COLUMNS = (
     "samples_per_second",
     "peak_memory_gib",
     "seconds",
+    *EVALUATED,
 )
 UNWRITTEN = "metrics_csv"  # in a checkpoint: lines that metrics.csv has yet to get
 
@@ -209,21 +220,46 @@ def append(path: Path, lines: bytes, on_disk: bool = False) -> None:
 
 
 def keep_rows(path: Path, step: int, more: str = "") -> None:
-    """Rewrite metrics.csv with its complete rows up to `step` (0: only the header), staged.
+    """Rewrite metrics.csv with its complete rows up to `step` (0: that of the untouched base).
 
     more: lines that it may lack. UserError: disk not writable; the file is as it was.
     """
+    rows = {at: row for at, row in _read_rows(path, more).items() if at <= step}
+    _write_rows(path, rows)
+
+
+def fill_rows(path: Path, numbers: Mapping[int, Mapping[str, float]]) -> None:
+    """Put numbers of evaluated steps into the rows of metrics.csv; a row that it lacks is made.
+
+    numbers: step -> column -> number; step 0 is the untouched base. UserError: disk not writable;
+    the file is as it was.
+    """
+    rows = _read_rows(path)
+    for step, values in numbers.items():
+        rows[step] |= {name: str(value) for name, value in values.items()}
+    _write_rows(path, rows)
+
+
+def _read_rows(path: Path, more: str = "") -> defaultdict[int, dict[str, str]]:
+    """The complete rows by step, column -> text; the file's columns may be fewer than ours."""
     written = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    rows = {
-        int(row[0]): row
-        for row in csv.reader([*more.splitlines(), *written])
-        if len(row) == len(COLUMNS) and row[0].isdecimal() and int(row[0]) <= step
-    }
+    header: Iterable[str] = next(csv.reader(written), [])
+    rows: defaultdict[int, dict[str, str]] = defaultdict(dict)
+    for columns, lines in ((COLUMNS, more.splitlines()), ([*header], written[1:])):
+        for row in csv.reader(lines):
+            if len(row) == len(columns) and row[0].isdecimal():
+                pairs = zip(columns, row, strict=True)
+                rows[int(row[0])] |= {name: text for name, text in pairs if text}
+    return rows
+
+
+def _write_rows(path: Path, rows: Mapping[int, Mapping[str, str]]) -> None:
+    """Write metrics.csv with these rows in the order of their steps, staged."""
     with explain_disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with staging(path) as staged:
             with staged.open("w", newline="") as file:
-                writer = csv.writer(file)
-                writer.writerow(COLUMNS)
-                writer.writerows(rows[number] for number in sorted(rows))
+                writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
+                writer.writeheader()
+                writer.writerows({**rows[step], "step": step} for step in sorted(rows))
             flush(staged)

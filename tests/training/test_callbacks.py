@@ -21,7 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import (  # type: ig
 from ldm.checkpoint import list_snapshots
 from ldm.sampling.metadata import read_settings
 from ldm.training import Average, Metrics, SampleGrid, TrainingProgress, make_trainer
-from ldm.training.metrics import COLUMNS, keep_rows, peak_memory_gib
+from ldm.training.metrics import COLUMNS, EVALUATED, keep_rows, peak_memory_gib
 from ldm.training.samples import undisturbed
 from tests.training.job import build_module, train
 from tests.training.test_module import Poison
@@ -51,7 +51,8 @@ def test_numbers_reach_the_csv_file_and_tensorboard(
     assert [row["step"] for row in rows] == ["1", "2", "3"]
     assert tuple(rows[0]) == COLUMNS
     for row in rows:
-        assert row.pop("lr/embedding") == "", "no pivotal start"
+        for name in ("lr/embedding", *EVALUATED):
+            assert row.pop(name) == "", "no pivotal start, and nothing is evaluated"
         numbers = {name: float(value) for name, value in row.items()}
         assert all(math.isfinite(number) for number in numbers.values())
         loss = numbers["loss/instance"] + 0.5 * numbers["loss/prior"]
@@ -62,7 +63,7 @@ def test_numbers_reach_the_csv_file_and_tensorboard(
     assert [float(row["lr/text_encoder"]) for row in rows] == [0.00025, 0.0005, 0.0005]
 
     events = EventAccumulator(str(tmp_path)).Reload()
-    for name in set(COLUMNS) - {"step", "lr/embedding"}:
+    for name in set(COLUMNS) - {"step", "lr/embedding", *EVALUATED}:
         scalars = events.Scalars(name)
         assert [event.step for event in scalars] == [1, 2, 3]
         assert scalars[1].value == pytest.approx(float(rows[1][name]), rel=1e-5)

@@ -1,109 +1,24 @@
-"""The oracle, from renders, from what the VAE makes of them, and from spoilt pictures."""
+"""The oracle, from renders and from spoilt pictures."""
 
 from __future__ import annotations
 
-import os
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
-from ldm.storybook import (
-    ACCESSORIES,
-    COLOURS,
-    NOUNS,
-    SETTINGS,
-    Scene,
-    random_design,
-    random_pose,
-    random_scene,
-    random_subject,
-    subject_scene,
-)
-from ldm.storybook.oracle import OTHER, VOCABULARY, StorybookOracle
+from ldm.storybook import NOUNS
+from ldm.storybook.accessories import MARKS
+from ldm.storybook.oracle import StorybookOracle
+from ldm.storybook.pretraining.lessons import FAMILY, SIZES, TRAITS, UNKNOWN, VIEWS, Lesson
 from ldm.storybook.pretraining.loop import Loop, LoopSettings
-from ldm.storybook.pretraining.pool import picture_array
 from ldm.storybook.pretraining.vae import recolour, to_unit
 
-VIEWS = 4  # pictures of each identity
-FAMILY = 3  # identities that differ in one thing: the design, or the colouring
-TEMPERATURE = 0.1
+TEMPERATURE = 0.07
 SPOILT_SHARE = 0.2
-
-
-@dataclass(frozen=True)
-class Lesson:
-    """pictures: N x 64 x 64 x 3, uint8. labels: attribute -> N. identity: N, which thing it is."""
-
-    pictures: np.ndarray
-    labels: dict[str, np.ndarray]
-    identity: np.ndarray
-
-
-def _views(scene: Scene, rng: np.random.Generator, count: int) -> list[Scene]:
-    """The same thing in other settings, poses and accessories."""
-    views = []
-    for _ in range(count):
-        setting = SETTINGS[rng.integers(len(SETTINGS))]
-        bare = rng.random() < 0.4
-        accessory = "none" if bare else ACCESSORIES[rng.integers(len(ACCESSORIES))]
-        pose = random_pose(scene.noun, accessory, rng)
-        seed = int(rng.integers(2**31))
-        views.append(replace(scene, setting=setting, accessory=accessory, seed=seed, **pose))
-    return views
-
-
-def draw_family(rng: np.random.Generator, noun: str | None = None) -> list[Scene]:
-    """FAMILY things of one class: a world object in other designs, or a subject in other
-    designs or colourings. What tells them apart is all that the embedding has to go by."""
-    noun = noun or NOUNS[rng.integers(len(NOUNS))]
-    if rng.random() < 0.5:
-        colour = tuple(COLOURS)[rng.integers(len(COLOURS))]
-        plain = random_scene(rng, noun=noun, colour=colour, pattern="plain", held_out=None)
-        return [replace(plain, design=random_design(noun, rng)) for _ in range(FAMILY)]
-    first = random_subject(rng, noun)
-    others = [random_subject(rng, noun) for _ in range(FAMILY - 1)]
-    if rng.random() < 0.5:
-        others = [replace(first, design=other.design) for other in others]
-    else:
-        others = [replace(other, design=first.design) for other in others]
-    return [subject_scene(s, SETTINGS[0], "none", rng) for s in (first, *others)]
-
-
-def _families(arguments: tuple[int, int, int]) -> tuple[np.ndarray, list[Scene]]:
-    seed, number, count = arguments
-    rng = np.random.default_rng([seed, number])
-    things = [thing for _ in range(count) for thing in draw_family(rng)]
-    scenes = [view for thing in things for view in _views(thing, rng, VIEWS)]
-    return np.stack([picture_array(scene) for scene in scenes]), scenes
-
-
-def draw_lesson(families: int, seed: int) -> Lesson:
-    """`families` x FAMILY identities x VIEWS pictures, family by family."""
-    jobs = [(seed, n, min(50, families - start)) for n, start in enumerate(range(0, families, 50))]
-    with ProcessPoolExecutor(os.cpu_count()) as executor:
-        parts = list(executor.map(_families, jobs))
-    scenes = [scene for _, drawn in parts for scene in drawn]
-    shown = {
-        "class": [s.noun for s in scenes],
-        "colour": [s.colour or OTHER for s in scenes],
-        "setting": [s.setting for s in scenes],
-        "accessory": [s.accessory for s in scenes],
-    }
-    labels = {
-        name: np.array([VOCABULARY[name].index(word) for word in words])
-        for name, words in shown.items()
-    }
-    return Lesson(
-        np.concatenate([pictures for pictures, _ in parts]),
-        labels,
-        np.arange(len(scenes)) // VIEWS,
-    )
 
 
 def spoil(pictures: Tensor, rng: np.random.Generator, kind: int | None = None) -> Tensor:
@@ -198,6 +113,37 @@ def contrast(embedding: Tensor, identity: Tensor) -> Tensor:
     return -((log_share * same).sum(1) / same.sum(1).clamp(min=1))[same.sum(1) > 0].mean()
 
 
+class Details(nn.Module):
+    """Reads the design off the oracle's features, so that they hold it; not shipped.
+
+    An embedding that is taught by comparing alone forgets the traits that few pairs differ in.
+    """
+
+    def __init__(self, features: int):
+        super().__init__()
+        self.traits = nn.Linear(features, sum(len(options) for *_, options in TRAITS))
+        self.sizes = nn.Linear(features, len(NOUNS) * SIZES)
+        self.mark = nn.Linear(features, len(MARKS))
+
+    def losses(self, features: Tensor, lesson: Lesson, rows: np.ndarray) -> dict[str, Tensor]:
+        """Mean losses over the pictures `rows` of the lesson; features: len(rows) x C."""
+        wanted = torch.from_numpy(lesson.traits[rows])
+        logits = self.traits(features).float().split([len(options) for *_, options in TRAITS], 1)
+        missed = [
+            functional.cross_entropy(of_trait, wanted[:, k], ignore_index=UNKNOWN, reduction="sum")
+            for k, of_trait in enumerate(logits)
+        ]
+        noun = torch.from_numpy(lesson.labels["class"][rows])
+        guessed = self.sizes(features).float().unflatten(1, (len(NOUNS), SIZES))
+        guessed = guessed[torch.arange(len(rows)), noun]
+        mark = torch.from_numpy(lesson.marks[rows])
+        return {
+            "traits": torch.stack(missed).sum() / (wanted != UNKNOWN).sum(),
+            "sizes": functional.mse_loss(guessed, torch.from_numpy(lesson.sizes[rows])),
+            "mark": functional.cross_entropy(self.mark(features).float(), mark),
+        }
+
+
 def train_oracle(
     oracle: StorybookOracle,
     lesson: Lesson,
@@ -208,7 +154,9 @@ def train_oracle(
     state: Path,
 ) -> StorybookOracle:
     """Train on `families` families a step; `half_trained` pictures (N x 64 x 64 x 3) are "none"."""
-    loop = Loop(oracle, settings, state)
+    details = Details(oracle.features)
+    networks = nn.ModuleDict({"oracle": oracle, "details": details})
+    loop = Loop(networks.to(memory_format=torch.channels_last), settings, state)
     per_family = FAMILY * VIEWS
     available = len(lesson.pictures) // per_family
 
@@ -217,24 +165,34 @@ def train_oracle(
         chosen = rng.choice(available, size=families, replace=False)
         rows = (chosen[:, None] * per_family + np.arange(per_family)).ravel()
         good = to_unit(lesson.pictures[rows])
-        count = int(SPOILT_SHARE * len(rows))
-        bad = spoil(good[torch.from_numpy(rng.permutation(len(rows))[:count])], rng)
-        if len(half_trained):
-            early = to_unit(half_trained[rng.integers(len(half_trained), size=count)])
-            early = recolour(early.flip(3) if rng.random() < 0.5 else early, rng)
-            bad = torch.cat([bad, early])  # few pictures, shown in many ways
-        out = oracle(torch.cat([augment(good, rng), augment(bad, rng)]))
+        bad = _bad(good, half_trained, rng)
+        shown = torch.cat([augment(good, rng), augment(bad, rng)])
         n = len(good)
-        losses = {
-            name: functional.cross_entropy(out[name][:n], torch.from_numpy(labels[rows]))
+        with torch.autocast("cpu", torch.bfloat16):
+            features = oracle.look(shown.contiguous(memory_format=torch.channels_last))
+            out = oracle.answer(features)
+            losses = details.losses(features[:n], lesson, rows)
+        losses |= {
+            name: functional.cross_entropy(out[name][:n].float(), torch.from_numpy(labels[rows]))
             for name, labels in lesson.labels.items()
         }
-        is_none = (torch.arange(n + len(bad)) >= n).float()
-        losses["none"] = functional.binary_cross_entropy_with_logits(out["none"], is_none)
+        is_none = (torch.arange(len(shown)) >= n).float()
+        losses["none"] = functional.binary_cross_entropy_with_logits(out["none"].float(), is_none)
         losses["design"] = contrast(out["embedding"][:n], torch.from_numpy(lesson.identity[rows]))
         return torch.stack(list(losses.values())).sum(), {k: v.item() for k, v in losses.items()}
 
-    oracle.train()
+    networks.train()
     loop.run(loss_at)
     loop.load_average()
-    return oracle.eval().requires_grad_(False)
+    return oracle.to(memory_format=torch.contiguous_format).eval().requires_grad_(False)
+
+
+def _bad(good: Tensor, half_trained: np.ndarray, rng: np.random.Generator) -> Tensor:
+    """Pictures of nothing: some of the good ones spoilt, and as many that are half trained."""
+    count = int(SPOILT_SHARE * len(good))
+    bad = spoil(good[torch.from_numpy(rng.permutation(len(good))[:count])], rng)
+    if not len(half_trained):
+        return bad
+    early = to_unit(half_trained[rng.integers(len(half_trained), size=count)])
+    early = recolour(early.flip(3) if rng.random() < 0.5 else early, rng)
+    return torch.cat([bad, early])  # few pictures, shown in many ways

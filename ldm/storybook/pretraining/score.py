@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,27 @@ from ldm.evaluation.metrics import Score, share
 from ldm.models.base import load_base
 from ldm.sampling.generate import generate
 from ldm.sampling.grid import labelled_grid
-from ldm.storybook import NOUNS, Scene, compose, random_scene, render
+from ldm.storybook import (
+    NOUNS,
+    SETTINGS,
+    Scene,
+    compose,
+    random_design,
+    random_scene,
+    random_subject,
+    render,
+    subject_scene,
+)
 from ldm.storybook.oracle import StorybookOracle, as_batch
-from ldm.storybook.pretraining.oracle import FAMILY, SPOILER_NAMES, VIEWS, draw_lesson, spoil
+from ldm.storybook.pretraining.identity import (
+    Gallery,
+    accepted,
+    accepted_of_base,
+    draw_gallery,
+    embed,
+)
+from ldm.storybook.pretraining.lessons import VIEWS, views
+from ldm.storybook.pretraining.oracle import SPOILER_NAMES, spoil
 from ldm.storybook.pretraining.settings import PretrainSettings
 
 SEED = 900_000  # of nothing that is trained on
@@ -61,7 +80,7 @@ def score_base(
 
 
 def score_oracle(
-    oracle: StorybookOracle, renders: int, families: int, seed: int = SEED
+    oracle: StorybookOracle, renders: int, pairs: int, seed: int = SEED
 ) -> dict[str, Score]:
     """The oracle on fresh renders, on spoilt ones, and on pairs of designs of one class."""
     rng = np.random.default_rng(seed)
@@ -84,19 +103,34 @@ def score_oracle(
     for kind, name in enumerate(SPOILER_NAMES):
         spoilt = [to_picture(p) for p in spoil(clean, rng, kind)]
         scores[f"caught: {name}"] = share([r.none for r in oracle.read(spoilt)])
-    return {**scores, **score_pairs(oracle, families, seed)}
+    return {**scores, **score_pairs(oracle, pairs, seed)}
 
 
-def score_pairs(oracle: StorybookOracle, families: int, seed: int = SEED) -> dict[str, Score]:
+def _rivals(rng: np.random.Generator) -> list[Scene]:
+    """Two things of one class: world objects of one colour in two designs, or subjects that differ
+    in the design alone or in the colouring alone."""
+    noun = NOUNS[rng.integers(len(NOUNS))]
+    if rng.random() < 0.5:
+        plain = random_scene(rng, noun=noun, pattern="plain", held_out=None)
+        return [replace(plain, design=random_design(noun, rng)) for _ in range(2)]
+    first, other = random_subject(rng, noun), random_subject(rng, noun)
+    if rng.random() < 0.5:
+        other = replace(first, design=other.design)
+    else:
+        other = replace(other, design=first.design)
+    return [subject_scene(s, SETTINGS[0], "none", rng) for s in (first, other)]
+
+
+def score_pairs(oracle: StorybookOracle, pairs: int, seed: int = SEED) -> dict[str, Score]:
     """Pairs of pictures of one class, half of one thing, half of two that differ in design only or
     colouring only: told apart by one threshold, set on other pairs."""
-    lesson = draw_lesson(families, seed)
-    pictures = [Image.fromarray(p) for p in lesson.pictures]
-    embedding = np.stack([r.embedding for r in oracle.read(pictures)])
-    cells = embedding.reshape(families, FAMILY, VIEWS, -1)
-    same = np.einsum("fivd,fiwd->fivw", cells, cells)[..., 0, 1:].reshape(families, -1)
-    other = np.einsum("fvd,fwd->fvw", cells[:, 0], cells[:, 1]).reshape(families, -1)[:, :9]
-    half = families // 2
+    rng = np.random.default_rng(seed)
+    scenes = [v for _ in range(pairs) for thing in _rivals(rng) for v in views(thing, rng, VIEWS)]
+    cells = embed(oracle, [render(scene) for scene in scenes]).reshape(pairs, 2, VIEWS, -1)
+    same = np.einsum("fivd,fiwd->fivw", cells, cells)[..., 0, 1:].reshape(pairs, -1)
+    other = np.einsum("fvd,fwd->fvw", cells[:, 0], cells[:, 1]).reshape(pairs, -1)
+    other = other[:, : same.shape[1]]
+    half = pairs // 2
     candidates = np.linspace(0, 1, 501)
     errors = [(same[:half] < c).mean() + (other[:half] >= c).mean() for c in candidates]
     threshold = candidates[int(np.argmin(errors))]
@@ -128,18 +162,36 @@ def sample_sheet(folder: Path, seed: int = SEED) -> Image.Image:
     return labelled_grid(grid, prompts)
 
 
+def score_identity(
+    oracle: StorybookOracle, base: Path, subjects: int, images: int, seed: int = SEED
+) -> dict[str, Score]:
+    """What `accepts` takes for a subject: fresh renders and the base's class images."""
+    gallery: Gallery = draw_gallery(oracle, subjects, seed)
+    return {
+        **accepted(gallery, oracle.rates["threshold"]),
+        **accepted_of_base(load_base(base), oracle, gallery, images, seed, steps=25),
+    }
+
+
 def score_stage(settings: PretrainSettings) -> None:
-    """Measure, and write `scores.json` and `samples.png` into the base's folder."""
+    """Measure; write `scores.json` and `samples.png` into the base's folder, and the rates of
+    identity into the oracle's, unless that measured another base before."""
     torch.manual_seed(0)
-    folder = Path(settings.base)
-    oracle = StorybookOracle.load(Path(settings.oracle_folder))
+    folder, oracle_folder = Path(settings.base), Path(settings.oracle_folder)
+    oracle = StorybookOracle.load(oracle_folder)
     wanted = settings.score
+    identity = score_identity(oracle, folder, wanted.subjects, wanted.class_images)
     scores = {
         "base": score_base(folder, oracle, wanted.prompts),
         "oracle": {
-            **score_oracle(oracle, wanted.renders, wanted.families),
+            **score_oracle(oracle, wanted.renders, wanted.pairs),
             **score_early(oracle, Path(settings.work)),
         },
+        "identity": identity,
     }
     (folder / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
     sample_sheet(folder).save(folder / "samples.png")
+    if settings.start_from is None:
+        about = json.loads((oracle_folder / "oracle.json").read_text())
+        about["rates"] |= {name: round(score["value"], 5) for name, score in identity.items()}
+        (oracle_folder / "oracle.json").write_text(json.dumps(about, indent=2) + "\n")

@@ -13,7 +13,7 @@ class PoolSettings:
 
     vae: int = 16000
     diffusion: int = 64000
-    oracle_families: int = 3000
+    oracle_families: int = 6000
 
 
 @dataclass
@@ -46,9 +46,20 @@ class DiffusionSettings:
 @dataclass
 class OracleSettings:
     channels: list[int] = field(default_factory=lambda: [32, 64, 96, 128])
+    features: int = 256
     embedding: int = 64
-    families: int = 8  # of three things with four pictures each, a step
-    loop: LoopSettings = field(default_factory=lambda: LoopSettings(3000, 2e-3))
+    families: int = 4  # of eight things with four pictures each, a step
+    loop: LoopSettings = field(default_factory=lambda: LoopSettings(7000, 2e-3))
+
+
+@dataclass
+class IdentitySettings:
+    """How the threshold of identity is set."""
+
+    subjects: int = 960
+    # Kinds of pictures of which at most 1 % may be taken for the subject; the rates of the other
+    # kinds are reported.
+    rivals: list[str] = field(default_factory=lambda: ["world objects", "other subjects"])
 
 
 @dataclass
@@ -57,7 +68,9 @@ class ScoreSettings:
 
     prompts: int = 512
     renders: int = 4096
-    families: int = 300  # of three things each, for pairs of designs
+    pairs: int = 450  # of designs of one class, to be told apart
+    subjects: int = 480  # for the rates of identity
+    class_images: int = 40  # of each class, drawn by the base, for the same
 
 
 @dataclass
@@ -71,4 +84,5 @@ class PretrainSettings:
     vae: VaeSettings = field(default_factory=VaeSettings)
     diffusion: DiffusionSettings = field(default_factory=DiffusionSettings)
     oracle: OracleSettings = field(default_factory=OracleSettings)
+    identity: IdentitySettings = field(default_factory=IdentitySettings)
     score: ScoreSettings = field(default_factory=ScoreSettings)

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import CLIPTokenizer
 
+from ldm.errors import UserError
 from ldm.models.base import BaseModel, load_base
 from ldm.sampling.generate import generate
 from ldm.storybook import full_caption, random_scene
@@ -29,7 +30,9 @@ from ldm.storybook.pretraining.diffusion import (
     new_unet,
     train_diffusion,
 )
-from ldm.storybook.pretraining.oracle import draw_lesson, train_oracle
+from ldm.storybook.pretraining.identity import RIVALS, draw_gallery, find_threshold
+from ldm.storybook.pretraining.lessons import draw_lesson
+from ldm.storybook.pretraining.oracle import train_oracle
 from ldm.storybook.pretraining.pool import Pool, draw_pool, save_array
 from ldm.storybook.pretraining.score import score_stage
 from ldm.storybook.pretraining.settings import PretrainSettings
@@ -37,7 +40,12 @@ from ldm.storybook.pretraining.tokenizer import train_tokenizer
 from ldm.storybook.pretraining.vae import new_vae, train_decoder, train_vae
 
 log = logging.getLogger(__name__)
-VAE_POOL, DIFFUSION_POOL, LESSON = 11, 12, 13  # added to the seed, so that pools differ
+VAE_POOL, DIFFUSION_POOL, LESSON, GALLERY = (
+    11,
+    12,
+    13,
+    14,
+)  # added to the seed, so that pools differ
 
 
 def _start(settings: PretrainSettings) -> BaseModel | None:
@@ -194,16 +202,21 @@ def save_base(base: BaseModel, folder: Path) -> None:
 def oracle_stage(settings: PretrainSettings) -> None:
     """Renders, spoilt and half-trained pictures -> the oracle's folder, float16.
 
-    Going on from a base leaves the oracle as it is: what measures must not change on the way.
+    The threshold of identity is set on the weights as they are shipped; the score stage adds how
+    often it is right. Going on from a base leaves the oracle as it is: what measures must not
+    change on the way.
     """
     if settings.start_from is not None:
         return
     work, wanted = Path(settings.work), settings.oracle
+    for kind in settings.identity.rivals:
+        if kind not in RIVALS:
+            raise UserError(f"identity.rivals: no {kind!r}; there are {', '.join(RIVALS)}")
     # The other half of these pictures is for testing.
     early = [np.load(path)[::2] for path in sorted(work.glob("half_trained_*.npy"))]
     torch.manual_seed(settings.seed)
     oracle = train_oracle(
-        StorybookOracle(wanted.channels, wanted.embedding),
+        StorybookOracle(wanted.channels, wanted.features, wanted.embedding),
         draw_lesson(settings.pool.oracle_families, settings.seed + LESSON),
         np.concatenate(early) if early else np.zeros((0, 64, 64, 3), np.uint8),
         wanted.loop,
@@ -211,12 +224,20 @@ def oracle_stage(settings: PretrainSettings) -> None:
         settings.seed,
         work / "oracle.pt",
     )
+    shipped = {k: v.half() if v.is_floating_point() else v for k, v in oracle.state_dict().items()}
+    oracle.load_state_dict(shipped)
+    gallery = draw_gallery(oracle, settings.identity.subjects, settings.seed + GALLERY)
+    threshold = round(find_threshold(gallery, settings.identity.rivals), 4)
+    about = {
+        "channels": list(wanted.channels),
+        "features": wanted.features,
+        "embedding": wanted.embedding,
+        "rates": {"threshold": threshold},
+    }
     folder = Path(settings.oracle_folder)
     folder.mkdir(parents=True, exist_ok=True)
-    about = {"channels": list(wanted.channels), "embedding": wanted.embedding}
+    save_file(shipped, folder / "oracle.safetensors")
     (folder / "oracle.json").write_text(json.dumps(about, indent=2) + "\n")
-    state = {k: v.half() if v.is_floating_point() else v for k, v in oracle.state_dict().items()}
-    save_file(state, folder / "oracle.safetensors")
 
 
 STAGES: dict[str, Callable[[PretrainSettings], None]] = {

@@ -1,0 +1,151 @@
+"""The threshold of the oracle's `accepts`, set on renders alone, and how often it is right."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+
+import numpy as np
+from PIL import Image
+
+from ldm.evaluation.metrics import Score, mean, share
+from ldm.models.base import BaseModel
+from ldm.sampling.generate import generate
+from ldm.storybook import (
+    ACCESSORIES,
+    NOUNS,
+    SETTINGS,
+    Scene,
+    Subject,
+    compose,
+    heldout_scenes,
+    random_scene,
+    random_subject,
+    subject_scene,
+    training_scenes,
+)
+from ldm.storybook.oracle import StorybookOracle, cosine_to_mean
+from ldm.storybook.pretraining.pool import picture_array
+from ldm.storybook.subjects import HELDOUT_PICTURES, TRAINING_PICTURES
+
+SHOWN = 8  # pictures of each kind beside a subject's references
+RIVALS = (
+    "world objects",  # of its class
+    "other subjects",  # of its class, drawn at random
+    "same colours",  # its colours and mark on another design
+    "same design",  # its design in other colours, with another mark
+)
+# What a subject is recognised by: held-out pictures; without any, training pictures.
+REFERENCES = {
+    "": slice(TRAINING_PICTURES, TRAINING_PICTURES + HELDOUT_PICTURES),
+    ", by training pictures": slice(0, TRAINING_PICTURES),
+}
+ACCEPTED = 0.008  # of each kind of rival that binds the threshold; 1 % with room for chance
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Embeddings of random subjects S, class after class in the order of NOUNS.
+
+    references: S x 25 x D, training pictures first. shown: "own" or kind of rival -> S x SHOWN x D.
+    """
+
+    references: np.ndarray
+    shown: dict[str, np.ndarray]
+
+    def cosines(self, kind: str, by: slice) -> np.ndarray:
+        """Of each shown picture to the mean direction of its subject's references: S x SHOWN."""
+        return np.stack(
+            [
+                cosine_to_mean(embeddings, references[by])
+                for embeddings, references in zip(self.shown[kind], self.references, strict=True)
+            ]
+        )
+
+
+def _view(subject: Subject, rng: np.random.Generator) -> Scene:
+    """The subject anywhere, with an accessory more often than not."""
+    accessory = ACCESSORIES[rng.integers(len(ACCESSORIES))] if rng.random() < 0.6 else "none"
+    return subject_scene(subject, SETTINGS[rng.integers(len(SETTINGS))], accessory, rng)
+
+
+def _pictures(arguments: tuple[int, int]) -> np.ndarray:
+    """One subject's references, SHOWN pictures of its own and SHOWN of each kind of rival."""
+    seed, number = arguments
+    rng = np.random.default_rng([seed, number])
+    noun = NOUNS[number % len(NOUNS)]
+    subject = random_subject(rng, noun)
+
+    def other() -> Subject:
+        return random_subject(rng, noun)
+
+    count = range(SHOWN)
+    scenes = [scene for scene, _ in training_scenes(subject) + heldout_scenes(subject)]
+    scenes += [_view(subject, rng) for _ in count]
+    scenes += [random_scene(rng, noun=noun, held_out=None) for _ in count]
+    scenes += [_view(other(), rng) for _ in count]
+    scenes += [_view(replace(subject, design=other().design), rng) for _ in count]
+    scenes += [_view(replace(other(), design=subject.design), rng) for _ in count]
+    return np.stack([picture_array(scene) for scene in scenes])
+
+
+def draw_gallery(oracle: StorybookOracle, subjects: int, seed: int) -> Gallery:
+    """What the oracle sees of `subjects` freshly drawn subjects (as many of each class) and of
+    what may be taken for them."""
+    with ProcessPoolExecutor(os.cpu_count()) as executor:
+        embeddings = np.stack(
+            [
+                embed(oracle, [Image.fromarray(picture) for picture in pictures])
+                for pictures in executor.map(
+                    _pictures, [(seed, n) for n in range(subjects)], chunksize=8
+                )
+            ]
+        )
+    first = TRAINING_PICTURES + HELDOUT_PICTURES
+    references, *shown = np.split(embeddings, first + SHOWN * np.arange(1 + len(RIVALS)), axis=1)
+    return Gallery(references, dict(zip(("own", *RIVALS), shown, strict=True)))
+
+
+def embed(oracle: StorybookOracle, pictures: list[Image.Image]) -> np.ndarray:
+    """Unit rows N x D."""
+    return np.stack([reading.embedding for reading in oracle.read(pictures)])
+
+
+def find_threshold(gallery: Gallery, rivals: list[str]) -> float:
+    """The least cosine at which at most ACCEPTED of each of `rivals` are taken for the subject."""
+    return max(
+        float(np.quantile(gallery.cosines(kind, by), 1 - ACCEPTED))
+        for kind in rivals
+        for by in REFERENCES.values()
+    )
+
+
+def accepted(gallery: Gallery, threshold: float) -> dict[str, Score]:
+    """Share of pictures taken for the subject: "own" (the more the better) and each rival."""
+    return {
+        f"{kind}{how}": share((gallery.cosines(kind, by) >= threshold).ravel().tolist())
+        for how, by in REFERENCES.items()
+        for kind in gallery.shown
+    }
+
+
+def accepted_of_base(
+    base: BaseModel, oracle: StorybookOracle, gallery: Gallery, images: int, seed: int, steps: int
+) -> dict[str, Score]:
+    """Share of the base's "a drawing of a {class}" that is taken for a subject of that class.
+
+    images: of each class. Each picture counts with its share of the gallery's subjects.
+    """
+    shares: dict[str, list[float]] = {how: [] for how in REFERENCES}
+    for number, noun in enumerate(NOUNS):
+        seeds = range(seed + number * images, seed + (number + 1) * images)
+        drawn = generate(base, [compose(noun)] * images, seeds, steps=steps, batch=32)
+        embeddings = embed(oracle, list(drawn))
+        for how, by in REFERENCES.items():
+            taken = [
+                oracle.accepts(embeddings, references[by])
+                for references in gallery.references[number :: len(NOUNS)]
+            ]
+            shares[how] += np.mean(taken, axis=0).tolist()
+    return {f"base's class images{how}": mean(values) for how, values in shares.items()}
