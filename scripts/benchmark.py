@@ -6,7 +6,6 @@ At the end OUT/table.md (read first), table.json, table.csv and sheet.png.
 """
 
 import argparse
-import logging
 import os
 import platform
 import sys
@@ -18,7 +17,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ldm.config import flat, load_config, split_command_line
-from ldm.errors import UserError, exit_status
+from ldm.errors import UserError
+from ldm.study.command import finish
 from ldm.study.spread import EXECUTORS, spread
 from ldm.study.subjects import Subject, dreambench, write_overlay
 
@@ -134,8 +134,8 @@ def tasks_of(args: argparse.Namespace, subjects: Sequence[Subject]) -> list[Any]
     return tasks
 
 
-def run(args: argparse.Namespace) -> int:
-    """Do what is not done yet and write the tables; the number of failed subjects."""
+def run(args: argparse.Namespace) -> bool:
+    """Do what is not done yet and write the tables; whether no subject failed."""
     from ldm.study.progress import followed
     from ldm.study.runs import alone, check_same, stoppable
     from ldm.study.sheet import write_sheet
@@ -149,15 +149,15 @@ def run(args: argparse.Namespace) -> int:
         write_method(args, tasks[0].config)
         at = {"jobs": args.jobs, "folder": args.out / "jobs", "gpus": args.gpus}
         with followed(args.benchmark, len(tasks)) as report:
-            failed = 0
+            failed = []
             for outcome in spread(tasks, args.executor, options=options, **at):
                 report(outcome)
-                failed += outcome.state == "failed"
+                failed += [outcome] if outcome.state == "failed" else []
         rows, failures = write_tables(args.out, args.benchmark, notes)
         write_sheet(rows, args.out / "sheet.png")
     print(f"{len(rows)} subjects in the table, {len(failures)} failed")
     print(*(args.out / name for name in ("table.md", "table.csv", "sheet.png")), sep="\n")
-    return failed
+    return not failed
 
 
 def option_values(words: Sequence[str]) -> dict[str, Any]:
@@ -190,15 +190,8 @@ def write_method(args: argparse.Namespace, config: dict[str, Any]) -> None:
 
 
 def main(words: list[str] | None = None) -> int:
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("ldm").setLevel(logging.INFO)
     args = parse(words)
-    failed: list[int] = []
-    try:
-        return exit_status(lambda: failed.append(run(args))) or int(failed[0] > 0)
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        return 130  # 128 + SIGINT, as a shell counts
+    return finish(lambda: run(args))
 
 
 if __name__ == "__main__":

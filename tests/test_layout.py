@@ -21,6 +21,7 @@ ROOMS = [
     ["export"],
     ["evaluation"],
     ["run"],  # puts rooms together for main.py
+    ["study"],  # starts many runs, each a process of its own
 ]
 ORDER = {room: place for place, rooms in enumerate(ROOMS) for room in rooms}
 SOURCES = sorted(PACKAGE.rglob("*.py"))

@@ -83,6 +83,18 @@ class Workspace:
         return run
 
 
+def evaluated(folder: Path) -> dict[str, object]:
+    """Settings of a small evaluation by an oracle that reads nothing but brightness."""
+    return {
+        "evaluation.oracle": "tests.evaluation.fake:BrightnessOracle",
+        "evaluation.images": 2,
+        "evaluation.class_images": 6,
+        "evaluation.unrelated_images": 2,
+        "evaluation.steps": 2,
+        "evaluation.root": folder / "bases",
+    }
+
+
 def weights(run: Path, step: int, part: str = "unet") -> dict[str, torch.Tensor]:
     return load_file(run / "snapshots" / f"step-{step:06d}" / f"{part}.safetensors")
 

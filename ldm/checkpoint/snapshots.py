@@ -226,7 +226,9 @@ def _mend(run: Path) -> str:
 def _chosen_of(run: Path, snapshots: Mapping[int, Path]) -> int:
     """The chosen step, where it is there; else the last."""
     chosen, last = _chosen_in(run / EVALUATIONS[0]), max(snapshots)
-    if chosen is None:
+    if chosen is None and "chosen" in (read_json(run / EVALUATIONS[0]) or {}):
+        log.warning("no snapshot of %s passed its evaluation: taking the last, step %d", run, last)
+    elif chosen is None:
         log.info("no snapshot of %s is chosen yet: taking the last, step %d", run, last)
     elif chosen not in snapshots:
         log.warning("%s: its chosen snapshot, step %d, is gone: taking the last", run, chosen)

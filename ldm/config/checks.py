@@ -216,11 +216,16 @@ def _evaluation_problems(config: Config) -> Iterator[str]:
             "evaluation.final=false: with evaluation.every=null nothing is ever measured; set one "
             "of them, or evaluation=null"
         )
+    for name, margin in evaluation.margins.items():
+        if not 0 <= margin < math.inf:
+            yield f"evaluation.margins={{{name}: {margin}}}: must be a number of at least 0"
+    identifier = subject.identifier.strip()
     for prompt in evaluation.prompts:
-        if "[V]" not in prompt and not contains_word(prompt, subject.identifier):
+        if "[V]" not in prompt and not (identifier and contains_word(prompt, identifier)):
             yield f"evaluation.prompts={prompt!r}: does not name the subject; put [V] into it"
+        yield from _other_subjects("evaluation.prompts", prompt)
     for prompt in evaluation.unrelated:
-        if "[V" in prompt or contains_word(prompt, subject.identifier):
+        if "[V" in prompt or (identifier and contains_word(prompt, identifier)):
             yield f"evaluation.unrelated={prompt!r}: must not name the subject"
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ldm.data.images import fit
 from ldm.data.latents import encode_squares
+from ldm.evaluation.metrics import Score, mean
 from ldm.evaluation.pictures import autocast
 from ldm.models.base import BaseModel
 from ldm.models.text import encode_prompts
@@ -49,7 +50,7 @@ def heldout_losses(
     precision: str = "fp32",
     progress: Progress | None = None,
 ) -> list[float]:
-    """Mean over timesteps of each picture's loss, N numbers for `metrics.mean`.
+    """Mean over timesteps of each picture's loss, N numbers; see `heldout_loss`.
 
     latents [N, C, h, w], of `posterior_means`; one prompt per picture. schedule: that of the
     untouched base, for all models alike, even where training changed its noise levels. The loss is
@@ -81,3 +82,8 @@ def heldout_losses(
                 if progress is not None:
                     progress(done, len(parts) * len(starts))
     return losses.mean(dim=1).tolist()
+
+
+def heldout_loss(losses: Sequence[float]) -> Score:
+    """Mean over the pictures' `heldout_losses`; the interval resamples the pictures."""
+    return mean(losses)

@@ -76,24 +76,21 @@ class Measurer:
         folder: Path,
         base: Measured | None = None,
         *,
-        results: Path | None = None,
         losses: Callable[[], Scores] | None = None,
         progress: Progress | None = None,
     ) -> Measured:
-        """Measure the pictures that `pictures.draw` made in a folder.
+        """Measure the pictures that `pictures.draw` made in a folder; write the result there.
 
         base: of the untouched model; None where that is what is measured, and drift, KID and change
-        are left out. results: the folder for scores.json and pictures.csv; None: the pictures' own.
-        What lies there is returned if it was measured of these pictures, with all of this. losses:
-        gives "loss/subject" and "loss/class"; called only where they are not known. UserError: a
-        picture is missing or damaged, disk not writable.
+        are left out. losses: gives "loss/subject" and "loss/class"; called only where they are not
+        known. What lies in the folder is returned if it was measured of these pictures, with all of
+        this. UserError: a picture is missing or damaged, disk not writable.
         """
         asked = read_asked(folder)
         paths = [folder / name for name in files_of(asked)]
         about = self._about(paths, base)
-        stored = _stored(results or folder, about)
+        stored = _stored(folder, about)
         if stored is not None and (losses is None or stored.about["losses"]):
-            stored.folder = folder
             return stored
         seen = self.look(paths, progress)
         table = rows.rows_of(asked)
@@ -110,7 +107,7 @@ class Measurer:
         other |= losses() if losses is not None else {}
         for half in HALVES:
             measured.scores[half] = self._of_kind("subject", measured, None, half) | other
-        write_measured(measured, results or folder)
+        write_measured(measured)
         return measured
 
     @torch.no_grad()

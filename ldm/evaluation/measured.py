@@ -1,13 +1,11 @@
 """What was measured of one model: scores per half, numbers per picture; kept as two files.
 
-pictures.csv holds a row per picture and scores.json the rest, so that reports and comparisons need
-neither the model nor what measured it. They lie beside the pictures, or elsewhere: pictures of a
-base are shared by subjects that are measured each for itself.
+FOLDER/pictures.csv holds a row per picture and FOLDER/scores.json the rest, so that reports and
+comparisons need neither the model nor what measured it.
 """
 
 import csv
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,12 +63,11 @@ def fidelity_of(scores: Mapping[str, Score]) -> str | None:
     return next((name for name in names if name in scores), None)
 
 
-def write_measured(measured: Measured, folder: Path) -> None:
-    """Write both files. UserError: disk not writable."""
-    rows = measured.rows
+def write_measured(measured: Measured) -> None:
+    """Write both files beside the pictures. UserError: disk not writable."""
+    folder, rows = measured.folder, measured.rows
     columns = list(dict.fromkeys(column for row in rows for column in row))
     with explain_disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
         (folder / SCORES).unlink(missing_ok=True)  # it vouches for the rows
         with staging(folder / PICTURES) as staged:
             with staged.open("w", newline="", encoding="utf-8") as file:
@@ -78,12 +75,7 @@ def write_measured(measured: Measured, folder: Path) -> None:
                 writer.writeheader()
                 writer.writerows(rows)
             flush(staged)
-        content = {
-            "about": measured.about,
-            "folder": os.path.relpath(measured.folder, folder),
-            "pictures": len(rows),
-            "scores": measured.scores,
-        }
+        content = {"about": measured.about, "pictures": len(rows), "scores": measured.scores}
         write_sealed(folder / SCORES, content)
 
 
@@ -99,8 +91,7 @@ def read_measured(folder: Path) -> Measured:
             f"{folder}: {SCORES} or {PICTURES} is missing or damaged; "
             "evaluate again, the pictures there are measured anew"
         )
-    pictures = Path(os.path.normpath(folder / content["folder"]))
-    return Measured(content["scores"], rows, content["about"], pictures)
+    return Measured(content["scores"], rows, content["about"], folder)
 
 
 def _read_rows(path: Path) -> list[Row]:

@@ -6,7 +6,7 @@ FOLDER/pictures.json, which says of which model they are, what was asked and how
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from ldm.training.samples import save_picture
 
 log = logging.getLogger(__name__)
 
-ABOUT, LOCK = "pictures.json", ".lock"
+ABOUT = "pictures.json"
 KINDS = {"subject": 3, "class": 4, "unrelated": 3}  # folders, and digits of the names in them
 HALVES = ("choosing", "reporting")
 AUTOCAST = {"fp32": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
@@ -141,50 +141,28 @@ def draw(
     Pictures are made in fixed batches, so an interruption changes none of them (same machine, same
     batch size; otherwise up to rounding, 1/255). A damaged one is made again with its batch. Where
     pictures of another model, another question or other settings or library versions lie, they are
-    removed first. One process at a time; another one waits, and finds them made. UserError:
-    settings impossible (nothing is removed then), disk not writable.
+    removed first. UserError: settings impossible (nothing is removed then), disk not writable.
     """
     generate(model, [], [], **settings)  # of nothing: refuses what cannot be sampled with
     report = progress or (lambda done, total: None)
-    with _alone(folder, lambda: report(0, len(asked))):
-        own = {"fingerprint": fingerprint, "precision": precision, "settings": _deciding(settings)}
-        _prepare(folder, {**own, "versions": versions(), "asked": [asdict(one) for one in asked]})
-        provenance = {**settings, "model": name, "fingerprint": fingerprint, "base": model.source}
-        provenance |= {"precision": precision, "device": model.device.type}
-        paths = [folder / name for name in files_of(asked)]
-        batch = settings.get("batch", 8)
-        parts = [slice(start, start + batch) for start in range(0, len(asked), batch)]
-        missing = [part for part in parts if not all(is_whole(path) for path in paths[part])]
-        done = len(asked) - sum(len(asked[part]) for part in missing)
-        for part in missing:
-            prompts, seeds = [a.prompt for a in asked[part]], [a.seed for a in asked[part]]
-            with autocast(model.device, precision):
-                made = list(generate(model, prompts, seeds, **settings))
-            for path, one, picture in zip(paths[part], asked[part], made, strict=True):
-                save_picture(picture, path, {**provenance, "prompt": one.prompt, "seed": one.seed})
-                done += 1
-                report(done, len(asked))
+    own = {"fingerprint": fingerprint, "precision": precision, "settings": _deciding(settings)}
+    _prepare(folder, {**own, "versions": versions(), "asked": [asdict(one) for one in asked]})
+    provenance = {**settings, "model": name, "fingerprint": fingerprint, "base": model.source}
+    provenance |= {"precision": precision, "device": model.device.type}
+    paths = [folder / name for name in files_of(asked)]
+    batch = settings.get("batch", 8)
+    parts = [slice(start, start + batch) for start in range(0, len(asked), batch)]
+    missing = [part for part in parts if not all(is_whole(path) for path in paths[part])]
+    done = len(asked) - sum(len(asked[part]) for part in missing)
+    for part in missing:
+        prompts, seeds = [a.prompt for a in asked[part]], [a.seed for a in asked[part]]
+        with autocast(model.device, precision):
+            made = list(generate(model, prompts, seeds, **settings))
+        for path, one, picture in zip(paths[part], asked[part], made, strict=True):
+            save_picture(picture, path, {**provenance, "prompt": one.prompt, "seed": one.seed})
+            done += 1
+            report(done, len(asked))
     return paths
-
-
-@contextlib.contextmanager
-def _alone(folder: Path, waiting: Callable[[], None]) -> Iterator[None]:
-    """Have the folder for oneself: runs share those of their base. `waiting` is called meanwhile,
-    once a second."""
-    import filelock
-
-    with explain_disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(folder / LOCK)
-        while not lock.is_locked:
-            try:
-                lock.acquire(timeout=1)
-            except filelock.Timeout:
-                waiting()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -196,6 +174,7 @@ def _deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
 def _prepare(folder: Path, about: Mapping[str, Any]) -> None:
     """Make the folder one of these pictures, and none of others."""
     with explain_disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
         clear_leftovers(folder)
         if read_json(folder / ABOUT) == about:
             return

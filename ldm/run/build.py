@@ -4,6 +4,7 @@ import copy
 import logging
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
@@ -29,7 +30,9 @@ from ldm.run.data import RunData
 from ldm.run.folder import is_first_process, read_config, read_facts
 from ldm.run.job import Job
 from ldm.run.loggers import build_loggers
+from ldm.run.measuring import Measuring
 from ldm.run.prepare import Prepared
+from ldm.run.resume import end_of
 from ldm.run.settings import as_trained, filled, grid_seeds, grid_settings, sampling_settings
 from ldm.run.subjects import identifiers_of
 from ldm.sampling.generate import generate
@@ -37,6 +40,7 @@ from ldm.sampling.grid import labelled_grid
 from ldm.training import (
     Average,
     DreamBoothModule,
+    Evaluations,
     Interrupt,
     Metrics,
     OptimizerSettings,
@@ -52,6 +56,8 @@ from ldm.training import (
 )
 
 log = logging.getLogger(__name__)
+
+MEASURING = timedelta(days=1)  # the longest that processes wait for one another while one measures
 
 
 def build_job(config: Config, ready: Prepared, run: Path, start: ResumePoint | None = None) -> Job:
@@ -72,11 +78,15 @@ def build_job(config: Config, ready: Prepared, run: Path, start: ResumePoint | N
     module = build_module(config, ready, modules, first_steps)
     interrupt = Interrupt()
     resume_state = ResumeState(run, config.training.save_every, interrupt)
-    callbacks = build_callbacks(config, ready, run, modules, interrupt, resume_state)
+    measuring = Measuring(config, ready, run, interrupt.check) if config.evaluation else None
+    callbacks = build_callbacks(config, ready, run, modules, interrupt, resume_state, measuring)
     loggers = build_loggers(config, run, start.step if start else None)
-    trainer = build_trainer(config, run, callbacks, loggers)
-    if module.phases.change and isinstance(trainer.strategy, DDPStrategy):
-        trainer.strategy._ddp_kwargs["find_unused_parameters"] = True
+    trainer = build_trainer(config, run, end_of(run, config, start), callbacks, loggers)
+    if isinstance(trainer.strategy, DDPStrategy):
+        if module.phases.change:
+            trainer.strategy._ddp_kwargs["find_unused_parameters"] = True
+        if config.evaluation and config.evaluation.every:
+            trainer.strategy._timeout = MEASURING  # the others wait for the one that measures
     check_shares(config, trainer.world_size)
     tokens = (ready.resolution // ready.base.latent_factor) ** 2
     for networks in filter(None, (ready.base, ready.frozen)):
@@ -90,6 +100,7 @@ def build_job(config: Config, ready: Prepared, run: Path, start: ResumePoint | N
         interrupt=interrupt,
         resume_state=resume_state,
         start=start,
+        measuring=measuring,
     )
 
 
@@ -100,6 +111,7 @@ def build_callbacks(
     modules: dict[str, nn.Module],
     interrupt: Interrupt,
     resume_state: ResumeState,
+    measuring: Measuring | None,
 ) -> list[pl.Callback]:
     """In the order that they have to stand in."""
     metrics, ema = Metrics(run), config.ema
@@ -107,6 +119,10 @@ def build_callbacks(
     if ema.schedule != "none":
         average = WeightAverage(modules, ema.schedule, ema.decay, ema.power)
     grid = grid_settings(config, ready.base, ready.resolution, run)
+    evaluations = []
+    if measuring is not None and (every := measuring.section.every):
+        own = (measuring.while_training, measuring.over)
+        evaluations.append(Evaluations(run, every, metrics, *own))
     return [
         interrupt,
         metrics,
@@ -121,6 +137,7 @@ def build_callbacks(
             config.snapshots.keep,
             ema=average.state_dict if average else None,
         ),
+        *evaluations,
         resume_state,
     ]
 
@@ -207,7 +224,7 @@ def identifier_tokens(config: Config, base: BaseModel) -> list[int]:
 
 
 def build_trainer(
-    config: Config, run: Path, callbacks: list[pl.Callback], loggers: list[Logger]
+    config: Config, run: Path, steps: int, callbacks: list[pl.Callback], loggers: list[Logger]
 ) -> pl.Trainer:
     """UserError, naming the section, for hardware that is not there."""
     hardware, training = config.trainer, config.training
@@ -215,7 +232,7 @@ def build_trainer(
     try:
         return make_trainer(
             run,
-            training.steps,
+            steps,
             callbacks=callbacks,
             loggers=loggers,
             accumulate=training.accumulate,

@@ -28,11 +28,11 @@ from ldm.evaluation.pictures import ABOUT, Asked, ask, ask_class_again, draw, fi
 from ldm.models.base import BaseModel
 from ldm.objective import NoiseSchedule
 from ldm.run.instruments import Instruments, questions_of
+from ldm.run.prepare import Prepared
 from ldm.run.progress import counted
 from ldm.run.settings import sampling_settings
 from ldm.run.sheet import readable
 from ldm.run.subjects import subjects_of
-from ldm.sampling.generate import Progress
 
 log = logging.getLogger(__name__)
 
@@ -55,26 +55,23 @@ class Task:
     heldout: list[Path]
     prompts: dict[Path, str]  # of each of these pictures
 
-    @property
-    def key(self) -> str:
-        """What decides the untouched base's pictures, hashed."""
+    def folder_of(self, fingerprint: str) -> str:
+        """Name of the folder with a base's pictures: what decides them, hashed."""
         sampling = {key: value for key, value in self.sampling.items() if key != "batch"}
         asked = [asdict(one) for one in (*self.asked, *self.again)]
         text = json.dumps([asked, sampling, self.precision], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+        return f"{fingerprint[:12]}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
-def task_of(
-    config: Config, oracle: Any, resolution: int, training: list[Path], heldout: list[Path]
-) -> Task:
+def task_of(config: Config, ready: Prepared) -> Task:
     """The section `evaluation`, about the first subject. UserError: nothing to ask."""
     evaluation, (subject, *_) = config.evaluation, subjects_of(config)
     assert evaluation is not None
-    questions = questions_of(config, oracle)
+    questions = questions_of(config, ready.instruments.oracle)
     counts = (evaluation.images, evaluation.class_images, evaluation.unrelated_images)
-    sampling = sampling_settings(config, resolution)
+    sampling = sampling_settings(config, ready.resolution)
     sampling["steps"] = evaluation.steps or sampling["steps"]
-    pictures = [*training, *heldout]
+    pictures = [*ready.pictures, *ready.heldout]
     captions = config.subject.captions
     prompts = prompts_of(pictures, subject.prompt, subject.identifier, captions)
     return Task(
@@ -85,8 +82,8 @@ def task_of(
         sampling=sampling,
         precision=config.training.precision,
         seed=evaluation.seed,
-        training=training,
-        heldout=heldout,
+        training=ready.pictures,
+        heldout=ready.heldout,
         prompts={path: first for path, (first, *_) in zip(pictures, prompts, strict=True)},
     )
 
@@ -116,7 +113,8 @@ class Evaluator:
         training = [found[path] for path in task.training if path in found]
         heldout = [found[path] for path in task.heldout if path in found]
         if not training:
-            raise UserError("none of the subject's pictures is there to compare with: " + _places(paths))
+            folders = ", ".join(dict.fromkeys(str(path.parent) for path in task.training))
+            raise UserError(f"no picture of the subject can be read from {folders}; put them back")
         self.measurer = Measurer(
             task.identifier,
             training,
@@ -128,6 +126,7 @@ class Evaluator:
         self._shown = [path for path in task.heldout or task.training if path in found]
         self._pictures = found
         self._base: Measured | None = None
+        self.fingerprint = ""  # of the untouched base, once it was loaded
         self._losses: list[tuple[str, Tensor, list[str]]] = []  # metric, latents, prompts
         self._schedule: NoiseSchedule | None = None
 
@@ -136,12 +135,13 @@ class Evaluator:
         if self._base is None:
             self.check()
             model = self.untouched()
-            shared = self.root / f"{model.fingerprint[:12]}-{self.task.key}"
+            shared = self.root / self.task.folder_of(model.fingerprint)
             with alone(shared, self.check):
                 self._draw(shared, model, self.task.asked, "untouched base drawn")
                 self._draw(shared / "again", model, self.task.again, "untouched base drawn again")
                 link(shared, self.folder / BASE)
                 link(shared / "again", self.folder / AGAIN)
+            self.fingerprint = model.fingerprint
             self._prepare_losses(model)
             self._base = self._measure(self.folder / BASE, model, None)
         return self._base
@@ -164,6 +164,7 @@ class Evaluator:
     def _draw(
         self, folder: Path, model: BaseModel, asked: list[Asked], title: str, weights: str = ""
     ) -> None:
+        own = f"{self.folder.resolve().parent.name} {folder.name}"
         with counted(title, self.check) as progress:
             draw(
                 folder,
@@ -171,7 +172,7 @@ class Evaluator:
                 asked,
                 self.task.sampling,
                 fingerprint=weights or model.fingerprint,
-                name=f"{self.folder.resolve().parent.name} {folder.name}" if weights else model.source,
+                name=own if weights else model.source,
                 precision=_possible(self.task.precision, model.device),
                 progress=progress,
             )
@@ -230,10 +231,6 @@ class Evaluator:
 def _possible(precision: str, device: torch.device) -> str:
     """As Lightning does: a CPU has no 16-mixed."""
     return "bf16-mixed" if precision == "16-mixed" and device.type == "cpu" else precision
-
-
-def _places(paths: list[Path]) -> str:
-    return ", ".join(dict.fromkeys(str(path.parent) for path in paths))
 
 
 @contextlib.contextmanager

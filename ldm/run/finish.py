@@ -1,43 +1,52 @@
 """After training: numbers beside the untouched base, and what is printed."""
 
 import logging
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from ldm.checkpoint.files import explain_disk_errors, write_json
 from ldm.config import Config
 from ldm.errors import UserError
-from ldm.evaluation.answers import ceiling, measure
 from ldm.evaluation.metrics import Score
-from ldm.models.base import BaseModel, load_base
+from ldm.evaluation.report.terms import figure, in_order, interval, term
 from ldm.run.job import Job
+from ldm.run.measuring import write_report_or_warn
 from ldm.run.prepare import Prepared
-from ldm.run.progress import counted
-from ldm.run.settings import as_trained, grid_settings, sampling_settings
-from ldm.run.sheet import readable, result_sheet
+from ldm.run.settings import grid_settings
+from ldm.run.sheet import result_sheet
 from ldm.run.trouble import out_of_memory_message
 from ldm.sampling.metadata import read_settings
 from ldm.training import Interrupted
+from ldm.training.evaluation import log_numbers
 from ldm.training.samples import save_picture
 
 log = logging.getLogger(__name__)
 
 SHEET = "sheet.png"
+IMPORTANT = (  # beginnings of the metrics that are printed; report.html has them all
+    "subject/identity",
+    "subject/fidelity",
+    "subject/prompt",
+    "subject/diversity",
+    "class/identity",
+    "class/pres",
+    "class/class",
+    "class/drift",
+    "class/change",
+    "unrelated/drift",
+)
 COMPARED = ("prompts", "seeds", "negative", "steps", "sampler", "scale", "rescale", "width")
 
 
 def conclude(config: Config, run: Path, ready: Prepared, job: Job) -> bool:
-    """Write sheet and numbers of the last step. False where the user stopped it before its end.
+    """Sheet, numbers, choice, export and report. False where the user stopped it before its end.
 
-    Nothing here can cost the run, which is saved. A sheet that cannot be made is warned of.
-    UserError where the numbers could not be had for a reason that the user can mend; any other
-    error says, too, how to measure again.
+    Nothing here can cost the run, which is saved: no weight or random state of it is used again.
+    A sheet or report that cannot be made is warned of. UserError where the numbers could not be had
+    for a reason that the user can mend; any other error says, too, how to measure again.
     """
     step, device = job.trainer.global_step, job.trainer.strategy.root_device
     again = (
@@ -47,7 +56,12 @@ def conclude(config: Config, run: Path, ready: Prepared, job: Job) -> bool:
     try:
         with job.interrupt.listening():
             try_sheet(config, run, ready, step)
-            evaluate(config, run, ready, device, step, job.interrupt.check)
+            if job.measuring is not None:
+                job.interrupt.check()
+                result, numbers = job.measuring.at_the_end(device, step)
+                log_numbers(job.trainer, numbers)
+                write_report_or_warn(run)
+                print_result(result, step, Console())
     except Interrupted:
         log.warning("%s", again)
         return False
@@ -61,88 +75,34 @@ def conclude(config: Config, run: Path, ready: Prepared, job: Job) -> bool:
     return True
 
 
-def evaluate(
-    config: Config,
-    run: Path,
-    ready: Prepared,
-    device: torch.device,
-    step: int,
-    check: Callable[[], None],
-) -> dict[str, Any] | None:
-    """Measure the trained base beside the untouched one; print it, write it to evaluation.json.
-
-    ready.base: holds the weights of `step` now. None where no evaluation is asked for. `check` is
-    called now and then; what it raises ends the measurement.
-    """
-    if config.evaluation is None or ready.oracle is None:
-        return None
-    check()
-    trained, model, oracle = as_trained(config, ready.base.to(device)), config.model, ready.oracle
-    pictures = readable(ready.heldout or ready.pictures)
-    untouched = load_base(model.base, revision=model.revision, variant=model.variant)
-    untouched.to(device, trained.unet.dtype)
-
-    def measured(base: BaseModel, title: str) -> dict[str, Score]:
-        with counted(title, check) as progress:
-            return _measured(config, ready, base, pictures, progress)
-
-    result: dict[str, Any] = {
-        "base": measured(untouched, "untouched base measured"),
-        "snapshots": {str(step): measured(trained, "trained measured")},
-        "ceiling": {"subject/similarity": ceiling(oracle.read(pictures))}
-        if len(pictures) > 1
-        else {},
-        "chosen": step,
-        "reasons": ["the last step; snapshots are not compared yet"],
-        "seed": config.evaluation.seed,
-        "images_per_prompt": config.evaluation.images,
-        "sampling": sampling_settings(config, ready.resolution),
-    }
-    with explain_disk_errors(run / "evaluation.json"):
-        write_json(run / "evaluation.json", result)
-    print_table(result, Console())
-    return result
-
-
-def _measured(
-    config: Config,
-    ready: Prepared,
-    base: BaseModel,
-    pictures: list[Image.Image],
-    progress: Callable[[int, int], None],
-) -> dict[str, Score]:
-    assert config.evaluation is not None
-    return measure(
-        base,
-        ready.oracle,
-        config.subject.identifier,
-        config.subject.class_noun,
-        pictures,
-        config.evaluation.images,
-        config.evaluation.seed,
-        sampling_settings(config, ready.resolution),
-        progress,
-    )
-
-
-def print_table(result: dict[str, Any], console: Console) -> None:
-    """The metrics of the base and of each snapshot side by side, with 95 % intervals."""
+def print_result(result: dict[str, Any], last: int, console: Console) -> None:
+    """The metrics that matter of the base, the chosen and the last snapshot, and the verdict."""
     columns = {"untouched base": result["base"]}
-    columns |= {f"step {step}": scores for step, scores in result["snapshots"].items()}
-    table = Table(title="what it draws, read by the oracle", title_justify="left")
+    shown = [step for step in (result["chosen"], last) if step is not None]
+    for step in dict.fromkeys(shown):
+        if scores := result["snapshots"].get(str(step)):
+            name = f"step {step}" + (" (chosen)" if step == result["chosen"] else "")
+            columns[name] = scores
+    table = Table(title="what it draws", title_justify="left")
     table.add_column("metric")
     for name in columns:
         table.add_column(name, justify="right")
-    for metric in result["base"]:
-        table.add_row(metric, *(_cell(metric, scores[metric]) for scores in columns.values()))
+    found = {metric for scores in columns.values() for metric in scores}
+    for metric in [one for one in in_order(found) if one.startswith(IMPORTANT)]:
+        about = term(metric)
+        cells = (_cell(scores.get(metric), about.share) for scores in columns.values())
+        table.add_row(f"{about.group}: {about.name}", *cells)
     console.print(table)
+    console.print(result["verdict"], soft_wrap=True, highlight=False, markup=False)
+    for name, reason in result["missing"].items():
+        console.print(f"not measured with {name}: {reason}", soft_wrap=True, markup=False)
 
 
-def _cell(metric: str, score: Score) -> str:
-    if metric.endswith(("similarity", "diversity")):
-        return f"{score['value']:.2f} ({score['low']:.2f}-{score['high']:.2f})"
-    low, high = 100 * score["low"], 100 * score["high"]
-    return f"{100 * score['value']:.0f} % ({low:.0f}-{high:.0f}, n {score['n']})"
+def _cell(score: Score | None, share: bool) -> str:
+    if score is None:
+        return ""
+    value, span = figure(score["value"], share), interval(score["low"], score["high"], share)
+    return f"{value} ({span})"
 
 
 def try_sheet(config: Config, run: Path, ready: Prepared, step: int) -> None:
@@ -182,6 +142,8 @@ def report_lines(run: Path) -> list[str]:
         "numbers": run / "metrics.csv",
         "snapshots": run / "snapshots",
         "evaluation": run / "evaluation.json",
+        "report": run / "report.html",
+        "export": run / "export",
     }
     lines = [f"{name:<12}{path}" for name, path in places.items() if path.exists()]
     sample = f'python scripts/sample.py --run {run} --prompt "a drawing of [V] ..."'

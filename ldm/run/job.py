@@ -10,6 +10,7 @@ from ldm.checkpoint import ResumePoint
 from ldm.config import Config
 from ldm.errors import UserError
 from ldm.run.data import RunData
+from ldm.run.measuring import Measuring
 from ldm.run.prepare import Prepared
 from ldm.run.trouble import out_of_memory_message
 from ldm.training import DreamBoothModule, Interrupt, Interrupted, ResumeState
@@ -31,6 +32,7 @@ class Job:
     interrupt: Interrupt
     resume_state: ResumeState
     start: ResumePoint | None  # what to go on from
+    measuring: Measuring | None = None  # where there is something to be measured
 
     def __enter__(self) -> "Job":
         return self

@@ -7,6 +7,7 @@ from ldm.config import Config
 from ldm.models.base import BaseModel
 from ldm.models.text import tokens_of
 from ldm.models.trainable import count_parameters
+from ldm.run.evaluate import task_of
 from ldm.run.folder import existing_parent
 from ldm.run.memory import GIB, MIB, optimizer_bytes, training_bytes, unet_activations
 from ldm.run.prepare import Prepared, needs_frozen_copy
@@ -31,6 +32,7 @@ def plan_lines(config: Config, ready: Prepared, run: Path) -> list[str]:
         + (f", in {training.accumulate} passes each" if training.accumulate > 1 else ""),
         f"epochs        {epochs:.1f} (each picture is seen {epochs:.0f} times)",
         *(f"class images  {line}" for line in _class_images(config, ready)),
+        *(f"evaluation    {line}" for line in evaluation_lines(config, ready)),
         *_parameter_lines(config, base),
     ]
     disk, memory = disk_bytes(config, ready), memory_bytes(config, ready)
@@ -84,6 +86,52 @@ def _class_images(config: Config, ready: Prepared) -> list[str]:
         f"{_missing(config, ready, prompt)} to make"
         for prompt in prompts
     ]
+
+
+def evaluation_lines(config: Config, ready: Prepared) -> list[str]:
+    """What will be measured and with what, and what that takes beside training."""
+    evaluation, tools = config.evaluation, ready.instruments
+    if evaluation is None:
+        return ["none (evaluation: null)"]
+    of_base, of_snapshots = pictures_to_measure(config, ready)
+    names = (["oracle"] if tools.oracle else []) + [each.space for each in tools.extractors]
+    names += [tools.lpips.name] if tools.lpips else []
+    steps = evaluation.steps or config.sampling.steps
+    passes = steps * (1 if config.sampling.scale == 1 else 2)  # guidance: two predictions a step
+    drawing = (of_base + of_snapshots) * passes
+    samples = config.training.batch + (config.prior.batch if config.prior else 0)
+    training = 3 * samples * config.training.steps  # backward costs about twice what forward does
+    when = f"every {evaluation.every} steps and " if evaluation.every else ""
+    lines = [
+        f"{when}at the end, with {', '.join(names) or 'no network: nothing can be chosen'}",
+        f"{of_snapshots} pictures of {_measured_snapshots(config)} snapshots, {of_base} of the "
+        f"untouched base (kept in {evaluation.root} for all runs), {steps} steps each: about "
+        f"{100 * drawing / (drawing + training):.0f} % of the time",
+    ]
+    return lines + [f"not measured with {what}: {why}" for what, why in tools.missing.items()]
+
+
+def pictures_to_measure(config: Config, ready: Prepared) -> tuple[int, int]:
+    """How many pictures evaluation has to draw: of the untouched base, of the snapshots."""
+    evaluation = config.evaluation
+    if evaluation is None:
+        return 0, 0
+    task = task_of(config, ready)
+    there = Path(evaluation.root) / task.folder_of(ready.base.fingerprint)
+    drawn = len(list(there.rglob("*.png")))
+    each = len(task.asked)
+    return max(0, each + len(task.again) - drawn), each * _measured_snapshots(config)
+
+
+def _measured_snapshots(config: Config) -> int:
+    """How many snapshots are measured; those that are pruned keep no pictures."""
+    evaluation, snapshots = config.evaluation, config.snapshots
+    assert evaluation is not None
+    every = snapshots.every if evaluation.final else evaluation.every or snapshots.every
+    count = -(-config.training.steps // every)
+    if evaluation.every:
+        return count
+    return min(count, snapshots.keep or count)
 
 
 def prior_folder(config: Config, ready: Prepared, prompt: str) -> Path:
@@ -146,6 +194,7 @@ def disk_bytes(config: Config, ready: Prepared) -> int:
     snapshots = min(snapshots, config.snapshots.keep or snapshots)
     pixels = 3 * ready.resolution**2
     pictures = missing_class_images(config, ready) * pixels // 2
+    pictures += sum(pictures_to_measure(config, ready)) * pixels // 2
     variants = (config.data.crops if config.data.crop == "random" else 1) * (1 + config.data.mirror)
     latent = 8 * ready.base.latent_channels * (ready.resolution // ready.base.latent_factor) ** 2
     subjects = sum(len(subject.pictures) for subject in ready.subjects)

@@ -2,19 +2,21 @@
 
 import importlib.util
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from ldm.config import Config, Prior, instantiate
+from ldm.config import Config, Prior
 from ldm.data.images import check_pictures, find_pictures
 from ldm.data.latents import digest_of
 from ldm.data.masks import mask_beside
 from ldm.data.prompts import fill_all
 from ldm.errors import UserError
+from ldm.evaluation.gates import margins_for
+from ldm.evaluation.measured import SPACES
 from ldm.models.base import BaseModel, check_resolution, frozen_copy, load_base
 from ldm.models.text import describe_identifier
 from ldm.run.folder import check_writable
+from ldm.run.instruments import Instruments, load_instruments, questions_of
 from ldm.run.settings import as_trained
 from ldm.run.subjects import SubjectInputs, find_inputs, identifiers_of
 from ldm.sampling.samplers import check_steps, make_sampler
@@ -32,10 +34,9 @@ class Prepared:
     subjects: list[SubjectInputs]
     own_class_pictures: list[Path]  # of prior.folder; else empty
     resolution: int
-    oracle: Any  # what measures at the end; None: nothing does
-    heldout: list[Path]  # what it compares with; empty: the pictures trained on
-
+    heldout: list[Path]  # what evaluation compares with; empty: the pictures trained on
     frozen: BaseModel | None = None  # a copy that training does not touch, where one is needed
+    instruments: Instruments = field(default_factory=Instruments)  # what measures
 
     @property
     def pictures(self) -> list[Path]:
@@ -60,8 +61,8 @@ def prepare(config: Config) -> Prepared:
     prior = config.prior
     subjects = list(find_inputs(config))
     own = find_pictures(Path(prior.folder)) if prior and prior.folder else []
-    oracle = _make_oracle(config)
-    heldout = _heldout_pictures(config) if oracle is not None else []
+    heldout = _heldout_pictures(config) if config.evaluation else []
+    instruments = _instruments(config)
     pictures = [picture for subject in subjects for picture in subject.pictures]
     check_pictures([*pictures, *own, *heldout])
     for template in (*config.samples.prompts, config.sampling.negative):
@@ -75,7 +76,7 @@ def prepare(config: Config) -> Prepared:
             log.warning("%s", warning)
     _tell_of_unused_masks(config, pictures)
     frozen = frozen_copy(base) if prior and needs_frozen_copy(prior) else None
-    return Prepared(base, subjects, own, resolution, oracle, heldout, frozen)
+    return Prepared(base, subjects, own, resolution, heldout, frozen, instruments)
 
 
 def _tell_of_unused_masks(config: Config, pictures: list[Path]) -> None:
@@ -89,17 +90,14 @@ def needs_frozen_copy(prior: Prior) -> bool:
     return prior.images == "live" or prior.target == "base"
 
 
-def _make_oracle(config: Config) -> Any:
-    """What `evaluation.oracle` names; None where nothing is measured."""
-    dotted = config.evaluation and config.evaluation.oracle
-    if not dotted:
-        return None
-    try:
-        return instantiate(dotted)
-    except UserError as error:
-        raise UserError(
-            f"evaluation.oracle={dotted}: {error}; evaluation=null measures nothing"
-        ) from error
+def _instruments(config: Config) -> Instruments:
+    """What `evaluation` measures with; what it asks and allows is checked as well."""
+    if config.evaluation is None:
+        return Instruments()
+    margins_for(SPACES[0], config.evaluation.margins)
+    instruments = load_instruments(config.evaluation)
+    questions_of(config, instruments.oracle)
+    return instruments
 
 
 def _heldout_pictures(config: Config) -> list[Path]:
@@ -118,6 +116,8 @@ def _check_sampling(config: Config, base: BaseModel) -> None:
     if (prior := config.prior) and not prior.folder and prior.images != "subject":
         check_steps(prior.steps, base.scheduler, "prior.steps")
         make_sampler(prior.sampler, base.scheduler, "prior.sampler")
+    if config.evaluation and config.evaluation.steps:
+        check_steps(config.evaluation.steps, base.scheduler, "evaluation.steps")
 
 
 def _load_quietly(config: Config) -> BaseModel:
@@ -135,6 +135,8 @@ def _check_folders(config: Config) -> None:
         check_writable(Path(config.data.cache), "data.cache")
     if config.prior and not config.prior.folder and config.prior.images == "cached":
         check_writable(Path(config.prior.root), "prior.root")
+    if config.evaluation:
+        check_writable(Path(config.evaluation.root), "evaluation.root")
 
 
 def _check_packages(config: Config) -> None:

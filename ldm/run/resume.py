@@ -35,7 +35,7 @@ MAY_CHANGE = {
     "logger.": "",
     "evaluation": "",
 }
-RESULTS = ("evaluation.json", "sheet.png")  # of the last step
+RESULTS = ("evaluation.json", "sheet.png", "report.html", "report.png")  # of the last step
 
 
 def resumed_config(run: Path, files: list[Path], overrides: list[str]) -> Config:
@@ -147,17 +147,35 @@ def _following_the_length(config: Config) -> list[str]:
     return [name for name, is_used in used.items() if is_used]
 
 
+def end_of(run: Path, config: Config, start: "ResumePoint | None") -> int:
+    """The run's last step: `training.steps`, or the one after which its evaluations ended it."""
+    if start is not None and config.evaluation and config.evaluation.patience:
+        from ldm.run.results import why_early
+
+        if why_early(run, config.evaluation, start.step):
+            return start.step
+    return config.training.steps
+
+
 def finished_lines(run: Path, config: Config, start: "ResumePoint | None") -> list[str]:
     """What to say of a run with nothing left to train, measure or show; empty where there is."""
     from ldm.checkpoint import has_snapshot
 
-    steps, evaluation = config.training.steps, config.evaluation
-    measures = evaluation is not None and evaluation.oracle is not None
-    grids = [run / "samples" / f"step-{step:06d}.png" for step in (0, steps)]
-    wanted = {"evaluation.json": measures, "sheet.png": all(grid.exists() for grid in grids)}
-    lacks = [name for name in RESULTS if wanted[name] and not (run / name).exists()]
-    if start is None or start.step < steps or lacks or not has_snapshot(run / "snapshots", steps):
+    last, steps = end_of(run, config, start), config.training.steps
+    if start is None or start.step < last or not has_snapshot(run / "snapshots", last):
         return []
+    from ldm.run.results import lacking, why_early
+
+    grids = [run / "samples" / f"step-{step:06d}.png" for step in (0, last)]
+    sheet = all(grid.exists() for grid in grids) and not (run / "sheet.png").exists()
+    if sheet or lacking(run, config.evaluation, last):
+        return []
+    if last < steps:
+        return [
+            f"{run} ended early, after step {last} of {steps}: "
+            f"{why_early(run, config.evaluation, last)}",
+            f"to go on: python main.py --resume {run} evaluation.patience=null",
+        ]
     return [
         f"{run} is finished: all of its {steps} steps are done, nothing is left to train",
         f"to go on: python main.py --resume {run} training.steps=N, with N above {steps}",
@@ -168,27 +186,31 @@ def go_on(run: Path, config: Config, facts: dict[str, Any], start: "ResumePoint 
     """Tidy up after the process before, write the new config.yaml, say what is repeated.
 
     Results of an earlier end go if there is more to train; its numbers stay beside the new ones.
+    Those that were measured on the way stay what they are.
     For the process that writes, once it has the folder for itself. UserError: disk not writable.
     """
     from ldm.checkpoint import clear_leftovers, set_aside
     from ldm.checkpoint.files import explain_disk_errors, put_in_place, write_json
     from ldm.checkpoint.snapshots import EVALUATIONS
 
-    before = read_config(run).training
+    before = read_config(run)
+    ended = start is None or start.step >= end_of(run, before, start)
+    last = end_of(run, config, start)
     with explain_disk_errors(run):
         clear_leftovers(run)
         for damaged in start.damaged if start else []:
             set_aside(damaged)
         write_config(run, config)
         if start is not None:  # what the first start was with; config.yaml was that of the last
-            facts = {**facts, "steps": before.steps, **read_facts(run), "config": facts["config"]}
+            stored = {"steps": before.training.steps, **read_facts(run)}
+            facts = {**facts, **stored, "config": facts["config"]}
         write_json(run / "run.json", facts)
-        if start is None or start.step < config.training.steps:
-            if (run / EVALUATIONS[0]).exists():  # the snapshot that it chose stays
+        if start is None or start.step < last:
+            if ended and (run / EVALUATIONS[0]).exists():  # the snapshot that it chose stays
                 put_in_place(run / EVALUATIONS[0], run / EVALUATIONS[1])
-            for name in RESULTS:
+            for name in RESULTS if ended else ():
                 (run / name).unlink(missing_ok=True)
-            _tell_the_place(run, start, config.training.steps, before.save_every)
+            _tell_the_place(run, start, config.training.steps, before.training.save_every)
 
 
 def _tell_the_place(run: Path, start: "ResumePoint | None", steps: int, every: int) -> None:

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ldm.data.images import find_pictures, load_picture
 from ldm.errors import UserError
@@ -15,7 +15,7 @@ from ldm.study.collect import Row
 
 log = logging.getLogger(__name__)
 
-SIDE = 128  # pixels of a picture on the sheet, at most
+SIDE = 128  # pixels of a picture on the sheet
 PROMPTS = 6  # of a subject
 CLASSES = 2  # pictures of the class prompt
 
@@ -68,6 +68,7 @@ def _chosen(asked: Sequence[Asked]) -> list[int]:
 
 
 def _small(picture: Image.Image) -> Image.Image:
-    picture = picture.convert("RGB")
-    picture.thumbnail((SIDE, SIDE))
-    return picture
+    """The whole picture in a square; small ones are enlarged without smoothing."""
+    smaller = max(picture.size) <= SIDE
+    method = Image.Resampling.NEAREST if smaller else Image.Resampling.LANCZOS
+    return ImageOps.pad(picture.convert("RGB"), (SIDE, SIDE), method, color="white")

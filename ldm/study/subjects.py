@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from ldm.errors import UserError
+from ldm.study.table import write_text
 
 LIST = "prompts_and_classes.txt"
 LIVE = ("cat", "dog")  # the nine live subjects of arXiv 2208.12242 are of these classes
@@ -28,19 +29,23 @@ class Subject:
 
 def write_overlay(subject: Subject, path: Path) -> Path:
     """Write the subject's part of the configuration as YAML, to be given after other files."""
-    from ldm.study.table import write_text
-
     keys = {"subject.pictures": str(subject.pictures), "subject.class_noun": subject.class_noun}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tree = nested({**keys, **subject.settings})
+    write_text(path, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
+    return path
+
+
+def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted keys as sections within sections, as YAML has them."""
     tree: dict[str, Any] = {}
-    for key, value in {**keys, **subject.settings}.items():
+    for key, value in settings.items():
         *sections, name = key.split(".")
         inner = tree
         for section in sections:
             inner = inner.setdefault(section, {})
         inner[name] = value
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
-    return path
+    return tree
 
 
 def dreambench(data: Path, names: Sequence[str] = ()) -> tuple[list[Subject], list[str]]:

@@ -2,6 +2,7 @@
 
 from ldm.training.average import Average
 from ldm.training.callbacks import Interrupt, Interrupted, ResumeState, Snapshots
+from ldm.training.evaluation import Evaluations
 from ldm.training.metrics import Metrics
 from ldm.training.module import DreamBoothModule
 from ldm.training.optim import OptimizerSettings, hints, make_optimizer, weights_to_look_at
@@ -13,6 +14,7 @@ from ldm.training.trainer import make_trainer
 __all__ = [
     "Average",
     "DreamBoothModule",
+    "Evaluations",
     "Interrupt",
     "Interrupted",
     "Metrics",

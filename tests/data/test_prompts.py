@@ -11,6 +11,7 @@ from ldm.data.prompts import (
     fill_all,
     names_subject,
     prompts_of,
+    without_identifier,
 )
 from ldm.errors import UserError
 
@@ -149,3 +150,22 @@ def test_prompt_without_subject_is_warned_about_once(caplog):
     prompts_of(pictures, ["a robot", "a [V] robot"], "sks")
     assert len(caplog.messages) == 1
     assert caplog.messages[0].count("'a robot'") == 1 and "[V]" in caplog.messages[0]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "identifier", "expected"),
+    [
+        ("a drawing of sks robot in the snow", "sks", "a drawing of robot in the snow"),
+        ("sks robot", "sks", "robot"),
+        ("a robot like SKS", "sks", "a robot like"),
+        ("a sks, sks2 and asks sks-robot sks.", "sks", "a, sks2 and asks -robot."),
+        ("a drawing of [V] robot", "sks", "a drawing of robot"),
+        ("[V2] beside [V] dog", "sks", "beside dog"),
+        ("a toy  poodle  dog", "toy poodle", "a dog"),
+        ("a robot, sks", "sks", "a robot"),
+        ("a c++ robot and c", "c++", "a robot and c"),
+        ("a robot", "", "a robot"),
+    ],
+)
+def test_without_identifier(prompt, identifier, expected):
+    assert without_identifier(prompt, identifier) == expected

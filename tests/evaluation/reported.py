@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ldm.evaluation.pictures import ABOUT, KINDS, Asked
+from ldm.evaluation.measured import Measured, write_measured
+from ldm.evaluation.metrics import Score
+from ldm.evaluation.pictures import ABOUT, HALVES, KINDS, Asked
+from ldm.evaluation.rows import rows_of
 
 SUBJECT = ("a drawing of sks robot in the snow", "a drawing of sks robot on the moon")
 CLASS = ("a drawing of a robot",)
 UNRELATED = ("a drawing of a dog", "a drawing of a cat")
-COLUMNS = ["file", "about", "half", "prompt", "seed", "identity", "fidelity/oracle"]
 
 Draw = Callable[[str, str, int, str], Image.Image]  # about, prompt, seed, model -> picture
 
@@ -33,11 +35,12 @@ def hash_of(*words: str) -> int:
     return int.from_bytes("|".join(words).encode()[-40:], "big")
 
 
-def score(value: float, half: float = 0.02, n: int = 24) -> dict[str, float]:
-    return {"value": value, "low": value - half, "high": value + half, "n": n}
+def score(value: float, half: float = 0.02, n: int = 24) -> Score:
+    low = max(0.0, value - half) if value >= 0 else value - half
+    return Score(value=value, low=low, high=value + half, n=n)
 
 
-def scores(trained: float) -> dict[str, dict[str, float]]:
+def scores(trained: float) -> dict[str, Score]:
     """Every kind of metric; `trained` from 0 (the base) to 1 (much too long)."""
     x = trained
     rise = 1 - np.exp(-5 * x)
@@ -77,32 +80,32 @@ def draw_pictures(
     seeds: Sequence[int] = (1000, 1001),
     better: float = 0.0,
 ) -> None:
-    """Pictures, pictures.json and pictures.csv of one model."""
+    """Pictures, pictures.json, pictures.csv and scores.json of one model."""
+    asked = [
+        Asked(about, prompt, seed, {}, HALVES[place % 2] if about == "subject" else "")
+        for about, several in zip(KINDS, prompts, strict=True)
+        for place, prompt in enumerate(several)
+        for seed in seeds
+    ]
     rows: list[dict[str, Any]] = []
-    requests: list[Asked] = []
-    for about, asked in zip(("subject", "class", "unrelated"), prompts, strict=True):
-        (folder / about).mkdir(parents=True, exist_ok=True)
-        for number, (prompt, seed) in enumerate((p, s) for p in asked for s in seeds):
-            file = f"{about}/{number:0{KINDS[about]}d}.png"
-            draw(about, prompt, seed, model).save(folder / file)
-            half = ("choosing", "reporting")[asked.index(prompt) % 2] if about == "subject" else ""
-            row = {"file": file, "about": about, "half": half, "prompt": prompt, "seed": seed}
-            fidelity = 0.3 + better + 0.01 * (number % 5)
-            requests.append(Asked(about, prompt, seed, {}, half))
-            rows.append({**row, "identity": int(number % 2 == 0), "fidelity/oracle": fidelity})
-    asked_for = {"asked": [asdict(request) for request in requests]}
-    (folder / ABOUT).write_text(json.dumps(asked_for), encoding="utf-8")
-    with (folder / "pictures.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
+    for number, (one, row) in enumerate(zip(asked, rows_of(asked), strict=True)):
+        path = folder / row["file"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draw(one.about, one.prompt, one.seed, model).save(path)
+        fidelity = {"fidelity/oracle": 0.3 + better + 0.01 * (number % 5)}
+        own = fidelity if one.about == "subject" else {}
+        rows.append({**row, "identity": int(number % 2 == 0), **own})
+    content = {"asked": [asdict(one) for one in asked]}
+    (folder / ABOUT).write_text(json.dumps(content), encoding="utf-8")
+    about = {"identifier": "sks", "training": "aa", "heldout": "bb", "oracle": "fake:Oracle"}
+    write_measured(Measured({half: scores(0.5) for half in HALVES}, rows, about, folder))
 
 
 def gate(name: str, passed: bool, value: float, limit: float) -> dict[str, Any]:
     return {"name": name, "passed": passed, "value": value, "limit": limit, "advice": "fewer steps"}
 
 
-def make_evaluation(run: Path, base: Path, steps: Sequence[int], chosen: int | None) -> None:
+def make_evaluation(run: Path, steps: Sequence[int], chosen: int | None) -> None:
     """evaluation.json beside the pictures."""
     ends = [step / (2 * max(steps)) + 0.1 for step in steps]
     result = {
@@ -114,7 +117,11 @@ def make_evaluation(run: Path, base: Path, steps: Sequence[int], chosen: int | N
         "reasons": ["the likest of those that passed every gate"],
         "verdict": "It draws the subject. Step 200 is chosen.",
         "gates": {
-            str(step): [gate("class/drift/oracle", 0.5 * x < 0.2, 0.5 * x, 0.2)]
+            str(step): [
+                gate("subject/fidelity/oracle (half of the way)", True, 0.7, 0.57),
+                gate("class/identity", True, 0.4 * x * x, 0.05),
+                gate("unrelated/drift/oracle", 0.2 * x < 0.1, 0.2 * x, 0.1),
+            ]
             for step, x in zip(steps, ends, strict=True)
         },
         "ceiling": {"subject/fidelity/oracle": score(0.93)},
@@ -128,7 +135,7 @@ def make_evaluation(run: Path, base: Path, steps: Sequence[int], chosen: int | N
         "precision": "fp32",
         "versions": {"torch": "2.13.0"},
         "base_fingerprint": "0123456789abcdef",
-        "base_pictures": str(base),
+        "base_pictures": "evaluation/base",
         "subject": {"identifier": "sks", "class_noun": "robot"},
     }
     (run / "evaluation.json").write_text(json.dumps(result), encoding="utf-8")
@@ -142,16 +149,16 @@ def make_run(
     draw: Draw = gradient,
     **pictures: Any,
 ) -> Path:
-    """FOLDER/NAME, a whole run, and FOLDER/base, the base's pictures; returns the run."""
-    run, base = folder / name, folder / "base"
+    """FOLDER/NAME, a whole run of FOLDER/subject; returns it."""
+    run = folder / name
     subject = folder / "subject"
     (subject / "heldout").mkdir(parents=True, exist_ok=True)
     for place in ("0.png", "1.png", "heldout/0.png"):
         draw("own", place, 0, "real").save(subject / place)
-    draw_pictures(base, "base", draw, **pictures)
+    draw_pictures(run / "evaluation/base", "base", draw, **{**pictures, "better": 0.0})
     for step in steps:
         draw_pictures(run / f"evaluation/step-{step:06d}", name + str(step), draw, **pictures)
-    make_evaluation(run, base, steps, chosen)
+    make_evaluation(run, steps, chosen)
     (run / "config.yaml").write_text(f"subject:\n  pictures: {subject}\n", encoding="utf-8")
     facts = {"identifier": "sks", "class_noun": "robot", "steps": max(steps), "seed": 0}
     facts |= {"base_fingerprint": "0123456789abcdef", "pictures": {"0.png": "aa", "1.png": "bb"}}

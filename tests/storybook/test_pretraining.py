@@ -109,8 +109,9 @@ TOY = {
         "half_trained_count": 2,
         "loop": {"steps": 2},
     },
-    "oracle": {"channels": [8, 8, 8, 8], "families": 2, "loop": {"steps": 2}},
-    "score": {"prompts": 4, "renders": 8, "families": 4},
+    "oracle": {"channels": [8, 8, 8, 8], "features": 16, "families": 2, "loop": {"steps": 2}},
+    "identity": {"subjects": 8},
+    "score": {"prompts": 4, "renders": 8, "pairs": 4, "subjects": 8, "class_images": 1},
 }
 
 
@@ -133,7 +134,10 @@ def test_every_stage_and_going_on_from_the_result(tmp_path: Path) -> None:
     }
     assert all(v.dtype == torch.float16 for part in weights.values() for v in part.values())
 
-    oracle = (tmp_path / "oracle" / "oracle.safetensors").read_bytes()
+    rates = json.loads((tmp_path / "oracle" / "oracle.json").read_text())["rates"]
+    assert rates.keys() == {"threshold", *scores["identity"]}
+    assert {"own", "same design, by training pictures", "base's class images"} <= rates.keys()
+    oracle = [path.read_bytes() for path in sorted((tmp_path / "oracle").iterdir())]
     start = f"start_from={tmp_path}/base"
     next_one = [start, f"work={tmp_path}/next", f"base={tmp_path}/better"]
     assert pretrain(tmp_path, *next_one, "diffusion.loop.learning_rate=0") == 0
@@ -141,12 +145,14 @@ def test_every_stage_and_going_on_from_the_result(tmp_path: Path) -> None:
         after = load_file(next((tmp_path / "better" / part).glob("*.safetensors")))
         for name, value in before.items():
             torch.testing.assert_close(after[name], value, rtol=1e-3, atol=1e-6)
-    assert (tmp_path / "oracle" / "oracle.safetensors").read_bytes() == oracle
+    assert [path.read_bytes() for path in sorted((tmp_path / "oracle").iterdir())] == oracle
 
 
 def test_a_wrong_key_is_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert pretrain(tmp_path, "diffusion.loop.step=3") == 2
     assert "step" in capsys.readouterr().err
+    assert pretrain(tmp_path, "--stage", "oracle", "identity.rivals=[strangers]") == 2
+    assert "no 'strangers'; there are world objects" in capsys.readouterr().err
     assert scripts.pretrain.main(["--config", str(tmp_path / "absent.yaml")]) == 2
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from ldm.checkpoint.files import read_json
 from ldm.data.images import find_pictures
 from ldm.errors import UserError
-from ldm.evaluation.pictures import ABOUT, Asked, files_of, read_asked
+from ldm.evaluation.pictures import Asked, files_of, read_asked
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +45,7 @@ class RunFiles:
     config: str  # text of config.yaml
     losses: dict[str, list[tuple[int, float]]]  # name -> (step, value), finite ones
     drawn: dict[str, Drawn]  # BASE, and steps as in evaluation.json
+    folders: dict[str, Path]  # of the same: where pictures and numbers are
     training: list[Path]
     heldout: list[Path]
     samples: dict[int, Path]  # step -> grid drawn while training
@@ -96,13 +97,8 @@ def read_run(
     notes: list[str] = []
     if not training and not heldout:
         training, heldout = _subject_pictures(run, evaluation, config, notes)
-    base = base_pictures or evaluation.get("base_pictures")
-    folders = {BASE: _found(run, base)} if base else {}
-    for folder in sorted((run / "evaluation").glob("step-*")):
-        folders[str(int(folder.name[5:])) if folder.name[5:].isdecimal() else folder.name] = folder
+    folders = _folders(run, base_pictures or evaluation.get("base_pictures"))
     drawn = {key: _drawn(folder, notes) for key, folder in folders.items()}
-    if evaluation and BASE not in folders:
-        notes.append("the base's pictures: evaluation.json does not say where they are")
     if not evaluation:
         notes.append("all metrics: this run is not evaluated yet (there is no evaluation.json)")
     return RunFiles(
@@ -112,6 +108,7 @@ def read_run(
         config,
         _losses(run / "metrics.csv"),
         {key: pictures for key, pictures in drawn.items() if pictures},
+        folders,
         list(training),
         list(heldout),
         {int(p.stem[5:]): p for p in sorted((run / "samples").glob("step-*[0-9].png"))},
@@ -138,8 +135,16 @@ def _text(path: Path) -> str:
 
 
 def _found(run: Path, path: str | Path) -> Path:
-    """A path as a file names it: from here, else from the run folder."""
-    return Path(path) if Path(path).exists() else run / path
+    """A path as a file names it: from the run folder, else from here."""
+    return run / path if (run / path).exists() else Path(path)
+
+
+def _folders(run: Path, base: str | Path | None) -> dict[str, Path]:
+    """Where the pictures of the base and of each snapshot are; the base's are there, or noted."""
+    folders = {BASE: _found(run, base or "evaluation/base")}
+    for folder in sorted((run / "evaluation").glob("step-*[0-9]")):
+        folders[str(int(folder.name.removeprefix("step-")))] = folder
+    return folders if len(folders) > 1 or folders[BASE].exists() else {}
 
 
 def _drawn(folder: Path, notes: list[str]) -> Drawn | None:
@@ -147,7 +152,7 @@ def _drawn(folder: Path, notes: list[str]) -> Drawn | None:
     try:
         asked: list[Asked] = read_asked(folder)
     except UserError:
-        notes.append(f"pictures of {folder.name}: {folder / ABOUT} is missing or damaged")
+        notes.append(f"pictures of {folder.name}: they are not, or no longer, in {folder}")
         return None
     paths = {
         (one.about, one.prompt, one.seed): folder / file
@@ -155,7 +160,8 @@ def _drawn(folder: Path, notes: list[str]) -> Drawn | None:
         if (folder / file).is_file()
     }
     if len(paths) < len(asked):
-        notes.append(f"pictures of {folder.name}: {len(asked) - len(paths)} of {len(asked)}")
+        lacking = len(asked) - len(paths)
+        notes.append(f"pictures of {folder.name}: {lacking} of {len(asked)} are not drawn yet")
     halves = {one.prompt: one.half for one in asked if one.about == "subject"}
     return Drawn(paths, halves) if paths else None
 

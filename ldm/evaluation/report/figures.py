@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 FIDELITY = "subject/fidelity/"
 DRIFT = "class/drift/"
+DRIFTS = {"class": "drift of the class", "unrelated": "drift of other things"}
 # Title of a panel -> the metrics in it, as pattern "about/name" or "about/name/" + what follows.
 PANELS: dict[str, tuple[str, ...]] = {
     "Likeness to the subject": (FIDELITY,),
@@ -26,6 +27,7 @@ PANELS: dict[str, tuple[str, ...]] = {
     "Drift of other things": ("unrelated/drift/",),
     "KID of the class": ("class/kid/",),
     "Change of the class's attributes": ("class/change/",),
+    "Other things are drawn as told": ("unrelated/class", "unrelated/colour", "unrelated/setting"),
 }
 
 
@@ -40,24 +42,17 @@ def point(score: Any) -> Point | None:
     return Point(value, value if low is None else low, value if high is None else high)
 
 
-def _common(names: Iterable[set[str]], wanted: str) -> str | None:
-    """The metric beginning with `wanted` that all of them have: the oracle's, DINO's or CLIP's."""
-    sets = list(names)
-    for space in SPACES:
-        if sets and all(wanted + space in metrics for metrics in sets):
-            return wanted + space
-    return None
+def axes_of(scores: Iterable[dict[str, Any]], about: str) -> tuple[str, str] | None:
+    """Metrics for drift (of pictures `about` a kind) and fidelity that all these models have.
 
-
-def axes_of(scores: Iterable[dict[str, Any]]) -> tuple[str, str] | None:
-    """Metrics for drift and fidelity that all these models have, of one space if that can be."""
+    Both of one space: the oracle's, DINO's or CLIP's. None where there is no such pair.
+    """
     sets = [set(one) for one in scores if one]
-    fidelity = _common(sets, FIDELITY)
-    if fidelity is None:
-        return None
-    own = DRIFT + fidelity.removeprefix(FIDELITY)
-    drift = own if all(own in metrics for metrics in sets) else _common(sets, DRIFT)
-    return (drift, fidelity) if drift else None
+    for space in SPACES if sets else ():
+        axes = (f"{about}/drift/{space}", FIDELITY + space)
+        if all(metrics.issuperset(axes) for metrics in sets):
+            return axes
+    return None
 
 
 def mark(label: str, scores: dict[str, Any], axes: tuple[str, str], kind: str = "") -> Mark | None:
@@ -67,33 +62,40 @@ def mark(label: str, scores: dict[str, Any], axes: tuple[str, str], kind: str = 
     return Mark(label, x, y, kind) if x and y else None
 
 
-def tradeoff(run: RunFiles, size: tuple[float, float] = (6.4, 4.2)) -> "Figure | None":
-    """Fidelity over drift for base and snapshots; None where either was not measured."""
+def tradeoffs(run: RunFiles) -> "list[Figure]":
+    """Fidelity over drift of the class and of other things, for base and snapshots."""
     steps = [key for key in run.steps if run.scores(key)]
-    axes = axes_of(run.scores(key) for key in steps)
-    if axes is None:
-        return None
-    found = [mark("base", run.scores(BASE), axes, BASE)]
-    for key in steps:
-        chosen = key == run.chosen
-        label = f"{key} (chosen)" if chosen else key
-        found.append(mark(label, run.scores(key), axes, "chosen" if chosen else ""))
-    limits = {axis: _limit(run, metric) for axis, metric in zip("xy", axes, strict=True)}
+    figures = []
+    for about, words in DRIFTS.items():
+        axes = axes_of((run.scores(key) for key in steps), about)
+        if axes is None:
+            continue
+        found = [mark("base", run.scores(BASE), axes, BASE)]
+        for key in steps:
+            chosen = key == run.chosen
+            label = f"{key}, chosen" if chosen else key
+            found.append(mark(label, run.scores(key), axes, "chosen" if chosen else ""))
+        space = SPACES[axes[1].removeprefix(FIDELITY)]
+        names = (words, f"likeness to the subject ({space})")
+        figures.append(plots.tradeoff([m for m in found if m], names, _limits(run, axes)))
+    return figures
+
+
+def _limits(run: RunFiles, axes: tuple[str, str]) -> list[tuple[str, str, float]]:
+    """Axis, label and value of each gate's limit to either metric, and of the ceiling."""
+    found = {}
     ceiling = point((run.evaluation.get("ceiling") or {}).get(axes[1]))
-    limits["ceiling"] = ceiling.value if ceiling else None
-    space = SPACES[axes[1].removeprefix(FIDELITY)]
-    names = ("drift of the class", f"likeness to the subject ({space})")
-    drawable = {name: limit for name, limit in limits.items() if limit is not None}
-    return plots.tradeoff([m for m in found if m], names, drawable, size)
-
-
-def _limit(run: RunFiles, metric: str) -> float | None:
-    """The limit that gates set to a metric."""
-    for gates in (run.evaluation.get("gates") or {}).values():
-        for gate in gates:
-            if metric in gate["name"] and number(gate.get("limit")) is not None:
-                return number(gate["limit"])
-    return None
+    if ceiling:
+        found["y", "ceiling: real pictures"] = ceiling.value
+    for gate in [gate for gates in (run.evaluation.get("gates") or {}).values() for gate in gates]:
+        metric, *note = gate["name"].split(" (", 1)
+        limit = number(gate.get("limit"))
+        if metric not in axes or limit is None or "ceiling" in gate["name"]:
+            continue
+        axis = "xy"[axes.index(metric)]
+        label = f"gate: {note[0].rstrip(')')}" if note else "gate"
+        found.setdefault((axis, label), limit)
+    return [(*key, value) for key, value in found.items()]
 
 
 def losses(run: RunFiles) -> "list[Figure]":
@@ -121,24 +123,31 @@ def panels(run: RunFiles) -> "list[Figure]":
             for metric in sorted(measured)
             if metric == pattern or (pattern.endswith("/") and metric.startswith(pattern))
         ]
-        lines = [
-            line
-            for place, metric in enumerate(metrics)
-            if (line := _line(run, metric, *_name_and_colour(metric, patterns, place)))
-        ]
+        colours = _colours(metrics)
+        drawn = [_line(run, metric, _short(metric), colours[metric]) for metric in metrics]
+        lines = [line for line in drawn if line]
         if lines:
             figures.append(plots.metric_curves(title, lines, _step(run.chosen)))
     return figures
 
 
-def _name_and_colour(metric: str, patterns: tuple[str, ...], place: int) -> tuple[str, str]:
+def _short(metric: str) -> str:
+    """What tells a metric from the others of its panel."""
     about, *_, last = metric.split("/")
-    colour = next((name for name in plots.SERIES if last.startswith(name)), "")
-    if any(metric.startswith(p) for p in patterns if p.endswith("/")) and len(patterns) == 1:
-        name = SPACES.get(last, last)
-    else:
-        name = about if last == "identity" else SPACES.get(last, last)
-    return name, colour or plots.SERIES[(place + 1) % len(plots.SERIES)]
+    return about if last == "identity" else SPACES.get(last, last.replace("_", " "))
+
+
+def _colours(metrics: list[str]) -> dict[str, str]:
+    """A colour for each: that of its space, where it has one, else one that is free."""
+    own = {
+        metric: space
+        for metric in metrics
+        for space in plots.SERIES
+        if metric.rsplit("/", 1)[-1].startswith(space)
+    }
+    free = [colour for colour in (*plots.SERIES, "soft", "ink") if colour not in own.values()]
+    others = [metric for metric in metrics if metric not in own]
+    return own | {metric: free[place % len(free)] for place, metric in enumerate(others)}
 
 
 def _line(run: RunFiles, metric: str, label: str, colour: str) -> Line | None:

@@ -37,7 +37,6 @@ def page(run: RunFiles) -> str:
     """The whole report of a run; sections that nothing is known about are left out."""
     steps, gates = gate_rows(run)
     columns = view.columns(run)
-    trade = figures.tradeoff(run)
     return render(
         "report.html.j2",
         title=title(run),
@@ -47,7 +46,7 @@ def page(run: RunFiles) -> str:
         **_subject(run),
         grid=_grid(run, columns),
         samples=[] if columns else _samples(run),
-        tradeoff=_svg(trade, "Fidelity against drift") if trade else None,
+        tradeoffs=[_svg(plot, "Fidelity against drift") for plot in figures.tradeoffs(run)],
         losses=[_svg(plot, "Loss over steps") for plot in figures.losses(run)],
         panels=[_svg(plot, "Metrics over steps") for plot in figures.panels(run)],
         groups=metric_groups(run),
@@ -57,7 +56,7 @@ def page(run: RunFiles) -> str:
         gate_heads=heads(run, steps),
         advice=_advice(run, steps),
         missing=missing(run),
-        rates=[(_words(name), _text(rate)) for name, rate in _items(run, "oracle")],
+        rates=_rates(run),
         kept=_kept(run),
         short_facts=[(_words(key), _text(run.facts[key])) for key in SHORT if key in run.facts],
         facts=_facts(run),
@@ -146,7 +145,7 @@ def _subject(run: RunFiles) -> dict[str, Any]:
     return parts
 
 
-def _samples(run: RunFiles) -> list[dict[str, str | None]]:
+def _samples(run: RunFiles) -> list[dict[str, str]]:
     steps = sorted(run.samples)
     few = steps if len(steps) <= SAMPLES else [steps[0], *steps[1 - SAMPLES :]]
     found = []
@@ -197,7 +196,7 @@ def _advice(run: RunFiles, steps: Sequence[str]) -> list[str]:
 
 def _metrics_note(run: RunFiles) -> str:
     """What the numbers of the table are of."""
-    text = "Small: the 95 % interval and the number of observations."
+    text = "Small: the 95 % interval; n: the number of observations."
     prompts = (run.evaluation.get("reporting") or {}).get("prompts")
     if prompts:
         text += f" Subject prompts: the {len(prompts)} that took no part in choosing."
@@ -209,13 +208,24 @@ def _metrics_note(run: RunFiles) -> str:
     return text
 
 
+def _rates(run: RunFiles) -> list[tuple[str, str]]:
+    """The oracle's threshold, and how often it accepts what in percent."""
+    return [
+        (
+            _words(name),
+            _text(rate) if name == "threshold" or number(rate) is None else f"{100 * rate:.2f} %",
+        )
+        for name, rate in _items(run, "oracle")
+    ]
+
+
 def _facts(run: RunFiles) -> list[tuple[str, str]]:
     """run.json without the configuration, and what evaluation.json says of itself."""
     told = {key: value for key, value in run.facts.items() if key not in ("config", *SHORT)}
     keys = ("seed", "images", "sampling", "precision", "versions", "base_fingerprint", "subject")
     told |= {
         f"evaluation {key}": run.evaluation[key]
-        for key in (*keys, "references", "base_pictures")
+        for key in (*keys, "references")
         if key in run.evaluation
     }
     return [(_words(key), _text(value)) for key, value in told.items()]

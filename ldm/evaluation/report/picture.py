@@ -10,7 +10,7 @@ from ldm.evaluation.report import figures, plots, view
 from ldm.evaluation.report.data import BASE, RunFiles
 from ldm.evaluation.report.html import title, verdict
 from ldm.evaluation.report.table import NOTHING, cell
-from ldm.evaluation.report.terms import in_order, term
+from ldm.evaluation.report.terms import HEADLINES, full_name, in_order, term
 from ldm.sampling.grid import Font, labelled_grid, wrapped
 
 WIDTH = 1600  # pixels
@@ -18,26 +18,12 @@ MARGIN, GAP = 32, 24
 FRAME = 4  # pixels around a picture of the chosen snapshot
 PROMPTS = 12
 LEAST_TILE, MOST_TILE = 48, 128  # pixels of a picture in the grid
-# The metrics of the short table, the first of each line that was measured.
-TOLD = (
-    ("subject/identity", "subject/fidelity/dino", "subject/fidelity/clip"),
-    ("subject/fidelity/oracle", "subject/fidelity/clip"),
-    ("subject/setting", "subject/prompt/clip"),
-    ("subject/accessory", "subject/prompt/oracle"),
-    ("subject/diversity/lpips_vgg16", "subject/diversity/lpips_alex", "subject/diversity/oracle"),
-    ("subject/copied/oracle", "subject/copied/dino", "subject/copied/clip"),
-    ("class/identity", "class/pres/dino", "class/pres/clip"),
-    ("class/class", "class/pres/dino"),
-    ("class/change/colour", "class/kid/dino", "class/kid/clip"),
-    ("class/drift/oracle", "class/drift/dino", "class/drift/clip"),
-    ("unrelated/identity", "unrelated/drift/dino", "unrelated/drift/clip"),
-)
 
 
 def sheet(run: RunFiles) -> Image.Image:
     """Verdict, the subject, the grid over steps, the trade-off and a short table; WIDTH wide."""
     room = WIDTH - 2 * MARGIN
-    parts = [_text(title(run), 40, room), _text(verdict(run), 24, room)]
+    parts: list[Image.Image | None] = [_text(title(run), 40, room), _text(verdict(run), 24, room)]
     parts += [_strip(run, room), _grid(run, room)]
     plot, table = _plot(run, room // 2 - GAP), _table(run, room // 2 - GAP)
     parts.append(_beside([part for part in (plot, table) if part]))
@@ -96,10 +82,7 @@ def _grid(run: RunFiles, width: int) -> Image.Image | None:
     room = (width - (blocks - 1) * GAP) / blocks
     tile = int((room - 6 * (len(columns) + 1)) / (len(columns) + 1.5))
     tile = min(MOST_TILE, max(LEAST_TILE, tile))
-    heads = ["untouched base" if c.mark == "base" else c.title for c in columns]
-    heads = [
-        f"{h} (chosen)" if c.mark == "chosen" else h for h, c in zip(heads, columns, strict=True)
-    ]
+    heads = [c.title + (" (chosen)" if c.mark == "chosen" else "") for c in columns]
     each = -(-len(rows) // blocks)
     grids = []
     for part in (rows[start : start + each] for start in range(0, len(rows), each)):
@@ -138,11 +121,8 @@ def _samples(run: RunFiles, width: int) -> Image.Image | None:
 
 
 def _plot(run: RunFiles, width: int) -> Image.Image | None:
-    figure = figures.tradeoff(run)
-    if figure is None:
-        curves = figures.losses(run)
-        figure = curves[0] if curves else None
-    return plots.picture(figure, width) if figure else None
+    drawn = figures.tradeoffs(run) or figures.losses(run)
+    return plots.picture(drawn[0], width) if drawn else None
 
 
 def _table(run: RunFiles, width: int) -> Image.Image | None:
@@ -152,7 +132,7 @@ def _table(run: RunFiles, width: int) -> Image.Image | None:
         return None
     key = run.chosen if run.chosen in measured else measured[-1]
     assert key is not None
-    first = [next((m for m in line if m in run.scores(key)), None) for line in TOLD]
+    first = [next((m for m in line if m in run.scores(key)), None) for line in HEADLINES]
     step = f"step {key}" + (" (chosen)" if key == run.chosen else "")
     lines = [["", "base", step, "for scale"]]
     for metric in in_order({metric for metric in first if metric}):
@@ -160,30 +140,30 @@ def _table(run: RunFiles, width: int) -> Image.Image | None:
         cells = [cell(k, run.scores(k).get(metric), told.share) for k in (BASE, key)]
         limits = {n: (run.evaluation.get(n) or {}).get(metric) for n in ("ceiling", "floor")}
         scale = next((f"{n} {cell(n, s, told.share).text}" for n, s in limits.items() if s), "")
-        named = told.name if told.group != "other" else metric
         shown = [c.text + (f" ({c.interval})" if c.interval else "") for c in cells]
-        lines.append([f"{_about(metric)}{named}", *shown, scale])
+        lines.append([full_name(metric), *shown, scale])
     return _drawn_table(lines, width)
 
 
-def _about(metric: str) -> str:
-    """Which pictures a metric is of, unless its name tells."""
-    return {"class": "class, ", "unrelated": "other things, "}.get(metric.split("/")[0], "")
-
-
 def _drawn_table(lines: Sequence[Sequence[str]], width: int) -> Image.Image:
-    """Rows of texts; the first column is left, the others right."""
-    font, height = _font(17), 36
-    ends = [round(width * share) for share in (0.0, 0.63, 0.86, 1.0)]
+    """Rows of texts in the largest letters that fit; the first column is left, others right."""
+    lines = [[text.replace(NOTHING, "-") for text in line] for line in lines]  # not in the font
+    for size in range(18, 8, -1):
+        font = _font(size)
+        needed = [max(map(font.getlength, texts)) + size for texts in zip(*lines, strict=True)]
+        if sum(needed) <= width:
+            break
+    needed[0] += width - sum(needed)
+    height = 2 * size + 2
     drawn = Image.new("RGB", (width, height * len(lines)), "white")
     draw = ImageDraw.Draw(drawn)
     for place, line in enumerate(lines):
-        y = place * height
+        y, end = place * height, 0.0
         colour = plots.COLOURS["soft" if place == 0 else "ink"]
-        for end, text in zip(ends, line, strict=True):
-            text = text.replace(NOTHING, "-")  # the font has no dash
-            x = end - (font.getlength(text) if end else 0)
-            draw.text((x, y + 8), text, colour, font)
+        for column, text in enumerate(line):
+            end += needed[column]
+            x = end - font.getlength(text) if column else 0
+            draw.text((x, y + size // 2), text, colour, font)
         draw.line((0, y + height - 1, width, y + height - 1), plots.COLOURS["faint"])
     return drawn
 

@@ -64,14 +64,14 @@ class Line:
 def tradeoff(
     marks: Sequence[Mark],
     axes_names: tuple[str, str],
-    limits: dict[str, float],
-    size: tuple[float, float] = (6.4, 4.2),
+    limits: Sequence[tuple[str, str, float]],
+    size: tuple[float, float] = (6.0, 4.4),
     joined: bool = True,
 ) -> "Figure":
     """Fidelity over drift, with intervals; up and to the left is better.
 
-    limits: "x" (drift must stay left of it), "y" (fidelity above it), "ceiling" (of fidelity); what
-    is missing is not drawn. joined: in the order of `marks`, which are then steps of one run.
+    limits: lines as (axis "x" or "y", label, value). joined: in the order of `marks`, which are
+    then steps of one run.
     """
     figure, axes = _axes(size)
     if joined:
@@ -91,19 +91,15 @@ def tradeoff(
             zorder=3,
         )
     _label_apart(axes, marks)
-    for key, draw, words in (("x", axes.axvline, "drift limit"), ("y", axes.axhline, "gate")):
-        if key in limits:
-            draw(limits[key], color=COLOURS["dino"], linestyle="--", linewidth=1, label=words)
-    if "ceiling" in limits:
-        ceiling = limits["ceiling"]
-        axes.axhline(
-            ceiling, color=COLOURS["clip"], linestyle=":", linewidth=1.2, label="real pictures"
-        )
+    colours = [COLOURS[name] for name in ("clip", "dino", "lpips", "soft")]
+    for place, (axis, label, value) in enumerate(limits):
+        draw = axes.axvline if axis == "x" else axes.axhline
+        dashes = ("--", ":", "-.")[place % 3]
+        draw(value, color=colours[place % 4], label=label, zorder=1, linestyle=dashes)
     axes.set_xlabel(f"{axes_names[0]}  →  worse", color=COLOURS["soft"])
     axes.set_ylabel(f"{axes_names[1]}  →  better", color=COLOURS["soft"])
     axes.margins(0.12)
-    if limits:
-        _legend(axes)
+    _legend(axes, loc="lower right")
     return figure
 
 
@@ -135,18 +131,19 @@ def loss_curve(
     figure, axes = _axes(size)
     if curve:
         steps, values = [step for step, _ in curve], [value for _, value in curve]
-        axes.plot(steps, values, color=COLOURS["faint"], linewidth=0.8, label="each step")
+        axes.plot(steps, values, color=COLOURS["soft"], alpha=0.4, linewidth=0.7, label="each step")
         axes.plot(steps, smooth(values), color=COLOURS["oracle"], linewidth=1.8, label="smoothed")
     if heldout is not None and heldout.points:
         _errorbars(axes, heldout)
     _vertical(axes, chosen)
     if curve and len(values) > 20:  # a few early outliers do not squash the rest
-        shown = sorted([*values, *(point.high for _, point in heldout.points if heldout)])
+        more = [point.high for _, point in heldout.points] if heldout else []
+        shown = sorted([*values, *more])
         top = shown[int(0.995 * (len(shown) - 1))]
         axes.set_ylim(max(0.0, shown[0] - 0.05 * top), 1.08 * top)
     axes.set_title(name, fontsize=10, color=COLOURS["ink"], loc="left")
     axes.set_xlabel("step", color=COLOURS["soft"])
-    _legend(axes)
+    _legend(axes, loc="lower right", bbox_to_anchor=(1.0, 0.99), ncols=3, columnspacing=1.0)
     return figure
 
 
@@ -182,7 +179,7 @@ def metric_curves(
     axes.set_title(title, fontsize=9.5, color=COLOURS["ink"], loc="left")
     axes.margins(y=0.12)
     if len(lines) > 1:
-        _legend(axes, size=7.5)
+        _legend(axes, fontsize=7.5)
     return figure
 
 
@@ -250,6 +247,6 @@ def _vertical(axes: "Axes", chosen: int | None) -> None:
         axes.axvline(chosen, color=COLOURS["gold"], linewidth=1.2, linestyle="--", zorder=1)
 
 
-def _legend(axes: "Axes", size: float = 8) -> None:
+def _legend(axes: "Axes", **options: Any) -> None:
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize=size, frameon=False, labelcolor=COLOURS["soft"])
+        axes.legend(**{"fontsize": 8, "frameon": False, "labelcolor": COLOURS["soft"], **options})

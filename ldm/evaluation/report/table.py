@@ -36,6 +36,12 @@ class Row:
         """An arrow to where it is better."""
         return {"": "", UP: "↑"}.get(self.term.better, "↓")
 
+    @property
+    def n(self) -> str:
+        """The number of observations, where it is the same all along the row."""
+        counts = {cell.n for cell in self.cells if cell.n}
+        return counts.pop() if len(counts) == 1 else ""
+
 
 def cell(column: str, score: Any, share: bool, chosen: bool = False) -> Cell:
     """A score as a cell; what is missing or not finite is shown as a dash."""
@@ -89,14 +95,18 @@ def gate_rows(run: RunFiles) -> tuple[list[str], list[tuple[str, list[GateCell]]
 
 
 def _gate_name(name: str) -> str:
-    told = term(name)
-    return f"{GROUPS[told.group][0].lower()}: {told.name}" if told.group != "other" else name
+    """In words: the name is a metric, perhaps with a note in brackets."""
+    metric, *note = name.split(" (", 1)
+    told = term(metric)
+    if told.group == "other":
+        return name
+    return f"{GROUPS[told.group][0]}: {told.name}" + (f", {note[0].rstrip(')')}" if note else "")
 
 
 def _gate_cell(name: str, gate: dict[str, Any] | None) -> GateCell:
     if gate is None:
         return GateCell(None, NOTHING)
-    share = term(name).share
+    share = term(name.split(" (")[0]).share
     value, limit = number(gate.get("value")), number(gate.get("limit"))
     shown = NOTHING if value is None else figure(value, share)
     text = shown if limit is None else f"{shown}, limit {figure(limit, share)}"

@@ -88,10 +88,24 @@ _TERMS: dict[str, tuple[str, str, str, bool]] = {
     "loss/class": ("loss", "of the base's class pictures", DOWN, False),
 }
 _ORDER = list(_TERMS)
+# What to look at first: of each line the first metric that was measured.
+HEADLINES = (
+    ("subject/identity", "subject/fidelity/dino", "subject/fidelity/clip"),
+    ("subject/fidelity/oracle", "subject/fidelity/clip"),
+    ("subject/setting", "subject/prompt/clip"),
+    ("subject/accessory", "subject/prompt/oracle"),
+    ("subject/diversity/lpips_vgg16", "subject/diversity/lpips_alex", "subject/diversity/oracle"),
+    ("subject/copied/oracle", "subject/copied/dino", "subject/copied/clip"),
+    ("class/identity", "class/pres/dino", "class/pres/clip"),
+    ("class/class", "class/pres/dino"),
+    ("class/change/colour", "class/kid/dino", "class/kid/clip"),
+    ("class/drift/oracle", "class/drift/dino", "class/drift/clip"),
+    ("unrelated/identity", "unrelated/drift/dino", "unrelated/drift/clip"),
+)
 
 
 def _pattern_of(metric: str) -> tuple[str, str] | None:
-    """The first pattern that a metric matches, and what its star stands for (one level of names)."""
+    """The first pattern that a metric matches, and what its star (one level) stands for."""
     for pattern in _ORDER:
         found = re.fullmatch(re.escape(pattern).replace(r"\*", "([^/]*)"), metric)
         if found:
@@ -107,6 +121,12 @@ def term(metric: str) -> Term:
     group, name, better, share = _TERMS[found[0]]
     star = SPACES.get(found[1], found[1].replace("_", " "))
     return Term(name.format(star), group, better, share)
+
+
+def full_name(metric: str) -> str:
+    """A name that also says of which pictures, for where there are no groups."""
+    about = {"class": "class, ", "unrelated": "other things, "}.get(metric.split("/")[0], "")
+    return about + term(metric).name
 
 
 def in_order(metrics: set[str]) -> list[str]:
@@ -126,7 +146,7 @@ def figure(value: float, share: bool) -> str:
     if share:
         return f"{100 * value:.1f} %"
     size = abs(value)
-    if size == 0 or size >= 0.1:
+    if size == 0 or size >= 0.01:
         return f"{value:.3f}"
     return f"{value:.4f}" if size >= 0.001 else f"{value:.1e}"
 

@@ -70,23 +70,30 @@ def _view(subject: Subject, rng: np.random.Generator) -> Scene:
     return subject_scene(subject, SETTINGS[rng.integers(len(SETTINGS))], accessory, rng)
 
 
-def _pictures(arguments: tuple[int, int]) -> np.ndarray:
-    """One subject's references, SHOWN pictures of its own and SHOWN of each kind of rival."""
-    seed, number = arguments
-    rng = np.random.default_rng([seed, number])
-    noun = NOUNS[number % len(NOUNS)]
-    subject = random_subject(rng, noun)
+def draw_shown(subject: Subject, rng: np.random.Generator) -> dict[str, list[Scene]]:
+    """SHOWN scenes of the subject ("own") and of each kind of rival, every one another thing."""
 
     def other() -> Subject:
-        return random_subject(rng, noun)
+        return random_subject(rng, subject.noun)
 
     count = range(SHOWN)
+    return {
+        "own": [_view(subject, rng) for _ in count],
+        "world objects": [random_scene(rng, noun=subject.noun, held_out=None) for _ in count],
+        "other subjects": [_view(other(), rng) for _ in count],
+        "same colours": [_view(replace(subject, design=other().design), rng) for _ in count],
+        "same design": [_view(replace(other(), design=subject.design), rng) for _ in count],
+    }
+
+
+def _pictures(arguments: tuple[int, int]) -> np.ndarray:
+    """One random subject's references, then what is shown beside them."""
+    seed, number = arguments
+    rng = np.random.default_rng([seed, number])
+    subject = random_subject(rng, NOUNS[number % len(NOUNS)])
     scenes = [scene for scene, _ in training_scenes(subject) + heldout_scenes(subject)]
-    scenes += [_view(subject, rng) for _ in count]
-    scenes += [random_scene(rng, noun=noun, held_out=None) for _ in count]
-    scenes += [_view(other(), rng) for _ in count]
-    scenes += [_view(replace(subject, design=other().design), rng) for _ in count]
-    scenes += [_view(replace(other(), design=subject.design), rng) for _ in count]
+    for shown in draw_shown(subject, rng).values():
+        scenes += shown
     return np.stack([picture_array(scene) for scene in scenes])
 
 

@@ -1,4 +1,4 @@
-"""The oracle, from renders and from spoilt pictures."""
+"""The oracle, from renders, from what the VAE makes of them, and from spoilt pictures."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKL
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
@@ -18,7 +19,8 @@ from ldm.storybook.pretraining.loop import Loop, LoopSettings
 from ldm.storybook.pretraining.vae import recolour, to_unit
 
 TEMPERATURE = 0.07
-SPOILT_SHARE = 0.2
+SPOILT_SHARE = 0.15
+DECODED_SHARE = 0.125  # pictures that went through the VAE, as all that a model draws do
 
 
 def spoil(pictures: Tensor, rng: np.random.Generator, kind: int | None = None) -> Tensor:
@@ -26,7 +28,8 @@ def spoil(pictures: Tensor, rng: np.random.Generator, kind: int | None = None) -
 
     NCHW in [-1, 1], like the result. kind: place in SPOILER_NAMES; None: any.
     """
-    others = pictures[torch.from_numpy(rng.permutation(len(pictures)))]
+    others, order = torch.empty_like(pictures), torch.from_numpy(rng.permutation(len(pictures)))
+    others[order] = pictures[order.roll(1)]  # in a circle, so that none meets itself
     spoilt = pictures.clone()
     for i, drawn in enumerate(rng.integers(len(_SPOILERS), size=len(pictures))):
         spoilt[i] = _SPOILERS[drawn if kind is None else kind](
@@ -104,6 +107,13 @@ def augment(pictures: Tensor, rng: np.random.Generator) -> Tensor:
     return (mixed * gain.float() + noise * grain.float()).clamp(-1, 1)
 
 
+@torch.no_grad()
+def decoded(vae: AutoencoderKL, pictures: Tensor) -> Tensor:
+    """What comes back from the VAE: NCHW in [-1, 1], like `pictures`."""
+    with torch.autocast("cpu", torch.bfloat16):
+        return vae.decode(vae.encode(pictures).latent_dist.sample()).sample.float().clamp(-1, 1)
+
+
 def contrast(embedding: Tensor, identity: Tensor) -> Tensor:
     """Supervised contrastive loss (arXiv 2004.11362, equation 2) over unit vectors N x D."""
     similar = embedding @ embedding.T / TEMPERATURE
@@ -148,6 +158,7 @@ def train_oracle(
     oracle: StorybookOracle,
     lesson: Lesson,
     half_trained: np.ndarray,
+    vae: AutoencoderKL,
     settings: LoopSettings,
     families: int,
     seed: int,
@@ -164,8 +175,11 @@ def train_oracle(
         rng = np.random.default_rng([seed, step])
         chosen = rng.choice(available, size=families, replace=False)
         rows = (chosen[:, None] * per_family + np.arange(per_family)).ravel()
+        torch.manual_seed(seed + step)  # the posterior's sample
         good = to_unit(lesson.pictures[rows])
         bad = _bad(good, half_trained, rng)
+        soft = torch.from_numpy(rng.permutation(len(rows))[: int(DECODED_SHARE * len(rows))])
+        good[soft] = decoded(vae, good[soft])
         shown = torch.cat([augment(good, rng), augment(bad, rng)])
         n = len(good)
         with torch.autocast("cpu", torch.bfloat16):

@@ -200,7 +200,7 @@ def save_base(base: BaseModel, folder: Path) -> None:
 
 
 def oracle_stage(settings: PretrainSettings) -> None:
-    """Renders, spoilt and half-trained pictures -> the oracle's folder, float16.
+    """Renders, spoilt and half-trained pictures, the VAE -> the oracle's folder, float16.
 
     The threshold of identity is set on the weights as they are shipped; the score stage adds how
     often it is right. Going on from a base leaves the oracle as it is: what measures must not
@@ -219,6 +219,7 @@ def oracle_stage(settings: PretrainSettings) -> None:
         StorybookOracle(wanted.channels, wanted.features, wanted.embedding),
         draw_lesson(settings.pool.oracle_families, settings.seed + LESSON),
         np.concatenate(early) if early else np.zeros((0, 64, 64, 3), np.uint8),
+        AutoencoderKL.from_pretrained(work / "vae").eval(),
         wanted.loop,
         wanted.families,
         settings.seed,

@@ -1,0 +1,154 @@
+"""The evaluation of one run: while it trains, and at its end."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ldm.checkpoint import list_snapshots, load_snapshot
+from ldm.checkpoint.snapshots import read_manifest
+from ldm.config import Config
+from ldm.errors import UserError
+from ldm.evaluation.gates import REPORTING
+from ldm.evaluation.measured import Measured
+from ldm.evaluation.report import write_report
+from ldm.models.base import BaseModel, load_base
+from ldm.run.evaluate import FOLDER, Evaluator, task_of
+from ldm.run.instruments import load_instruments
+from ldm.run.prepare import Prepared
+from ldm.run.results import (
+    curves_of,
+    export_chosen,
+    forget_pictures,
+    read_all,
+    row_of,
+    step_name,
+    weights_of,
+    why_early,
+    write_result,
+)
+from ldm.run.settings import as_trained
+from ldm.training.metrics import fill_rows
+
+log = logging.getLogger(__name__)
+
+Numbers = dict[int, dict[str, float]]  # step -> name -> value
+
+
+class Measuring:
+    """Measures the snapshots of a run with the networks of `ready.base`.
+
+    check: called now and then; what it raises ends the work, which goes on from there the next
+    time. To be made where `config.evaluation` is not None.
+    """
+
+    def __init__(
+        self, config: Config, ready: Prepared, run: Path, check: Callable[[], None] = lambda: None
+    ) -> None:
+        assert config.evaluation is not None
+        self.config, self.ready, self.run, self.check = config, ready, run, check
+        self.section = config.evaluation
+        self.instruments = ready.instruments
+        self._evaluator: Evaluator | None = None
+
+    def while_training(
+        self, device: torch.device, step: int
+    ) -> tuple[dict[str, float], dict[str, float]]:
+        """Measure the weights as they are, which the snapshot of `step` holds; refresh results.
+
+        Return numbers for metrics.csv and for the loggers. UserError: no such snapshot, or it is
+        damaged; disk not writable.
+        """
+        manifest = read_manifest(self._snapshots()[step])
+        measured = self._measure(step, manifest, device)
+        self._write(device, step)
+        write_report_or_warn(self.run)
+        scores = measured.scores[REPORTING]
+        return row_of(scores), curves_of(scores)
+
+    def over(self, step: int) -> str:
+        """Why training ends after `step`; "" where it goes on."""
+        return why_early(self.run, self.section, step)
+
+    def at_the_end(self, device: torch.device, last: int) -> tuple[dict[str, Any], Numbers]:
+        """Measure what is to be measured, choose, export; metrics.csv gets its numbers.
+
+        Return what evaluation.json holds, and each measured step's metrics. Afterwards `ready.base`
+        holds the weights of some snapshot. UserError: nothing can be measured, disk not writable.
+        """
+        for step, path in self._snapshots().items():
+            due = self.section.final or (self.section.every and step % self.section.every == 0)
+            if step > last or not due:
+                continue
+            try:
+                manifest = load_snapshot(path, self._networks())
+            except UserError as error:
+                log.warning("not measured: %s", error)
+                continue
+            self._measure(step, manifest, device)
+        result = self._write(device, last)
+        if self.section.export:
+            export_chosen(self.run, result, lambda step: self._loaded(step, device))
+        base, measured = read_all(self.run, last)
+        assert base is not None, "it was just measured"
+        scores = {0: base.scores[REPORTING]}
+        scores |= {step: one.scores[REPORTING] for step, one in measured.items()}
+        fill_rows(self.run / "metrics.csv", {step: row_of(own) for step, own in scores.items()})
+        return result, {step: curves_of(own) for step, own in scores.items()}
+
+    def _measure(self, step: int, manifest: dict[str, Any], device: torch.device) -> Measured:
+        evaluator = self._evaluator_on(device)
+        evaluator.base()  # loads the untouched weights, and lets go of them
+        model = as_trained(self.config, self.ready.base.to(device))
+        weights = weights_of(manifest, self.ready.base.fingerprint)
+        return evaluator.measure(step_name(step), model, weights, f"step {step}")
+
+    def _write(self, device: torch.device, last: int) -> dict[str, Any]:
+        there = set(self._snapshots())
+        forget_pictures(self.run, there)
+        present = {step for step in read_all(self.run, last)[1] if step in there}
+        if not present:
+            raise UserError(f"{self.run / 'snapshots'}: no snapshot is measured, nothing to choose")
+        evaluator = self._evaluator_on(device)
+        return write_result(self.run, evaluator, self.instruments, self.section, present)
+
+    def _loaded(self, step: int, device: torch.device) -> tuple[BaseModel, str]:
+        manifest = load_snapshot(self._snapshots()[step], self._networks())
+        model = as_trained(self.config, self.ready.base.to(device))
+        return model, weights_of(manifest, self.ready.base.fingerprint)
+
+    def _networks(self) -> dict[str, torch.nn.Module]:
+        return {"unet": self.ready.base.unet, "text_encoder": self.ready.base.text_encoder}
+
+    def _snapshots(self) -> dict[int, Path]:
+        return list_snapshots(self.run / "snapshots")
+
+    def _evaluator_on(self, device: torch.device) -> Evaluator:
+        if self._evaluator is None:
+            if device.type != "cpu":
+                self.instruments = load_instruments(self.section, device)
+            self._evaluator = Evaluator(
+                task_of(self.config, self.ready),
+                self.instruments,
+                self.run / FOLDER,
+                Path(self.section.root),
+                lambda: self._untouched(device),
+                self.check,
+            )
+        return self._evaluator
+
+    def _untouched(self, device: torch.device) -> BaseModel:
+        """The base as it was before training, of the same dtype as what is trained."""
+        model = self.config.model
+        base = load_base(model.base, revision=model.revision, variant=model.variant)
+        return base.to(device, self.ready.base.unet.dtype)
+
+
+def write_report_or_warn(run: Path) -> None:
+    """Write report.html and report.png; a failure is no more than a warning."""
+    try:
+        write_report(run)
+    except Exception as error:
+        log.warning("no report in %s: %s: %s", run, type(error).__name__, error)
