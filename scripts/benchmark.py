@@ -18,8 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ldm.config import flat, load_config, split_command_line
 from ldm.errors import UserError
-from ldm.study.command import finish
-from ldm.study.spread import EXECUTORS, spread
+from ldm.study.command import EXECUTORS, finish, names_and_settings
 from ldm.study.subjects import Subject, dreambench, write_overlay
 
 EXAMPLES = """\
@@ -79,7 +78,8 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     add("--options", nargs="+", default=[], metavar="KEY=VALUE", help="submitit's parameters")
     add("overrides", nargs="*", metavar="key.sub=value", help="of the method")
     args = parser.parse_intermixed_args(words)
-    args.files, args.overrides = split_command_line([*args.base, *args.overrides])
+    args.subjects, settings = names_and_settings(args.subjects)
+    args.files, args.overrides = split_command_line([*args.base, *args.overrides, *settings])
     args.files = args.files or [ROOT / file for file in CONFIGS[args.benchmark]]
     if (args.benchmark == "dreambench") != (args.data is not None):
         parser.error("--data FOLDER belongs to dreambench, which needs it")
@@ -139,6 +139,7 @@ def run(args: argparse.Namespace) -> bool:
     from ldm.study.progress import followed
     from ldm.study.runs import alone, check_same, stoppable
     from ldm.study.sheet import write_sheet
+    from ldm.study.spread import spread
     from ldm.study.table import write_tables
 
     options = option_values(args.options)

@@ -16,8 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ldm.config import Config, flat, load_config, split_command_line
 from ldm.errors import UserError
-from ldm.study.command import finish
-from ldm.study.spread import EXECUTORS, spread
+from ldm.study.command import EXECUTORS, finish, names_and_settings
 from ldm.study.subjects import Subject, write_overlay
 from scripts.benchmark import PROGRAM
 
@@ -44,7 +43,10 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     add("--jobs", type=int, default=1, metavar="N", help="of local or slurm, how many at a time")
     add("overrides", nargs="*", metavar="key.sub=value", help="of all runs")
     args = parser.parse_intermixed_args(words)
-    args.files, args.overrides = split_command_line([*args.base, *args.overrides])
+    args.subjects, settings = names_and_settings(args.subjects)
+    args.variants, more = names_and_settings(args.variants)
+    words = [*args.base, *args.overrides, *settings, *more]
+    args.files, args.overrides = split_command_line(words)
     args.files = args.files or [PROGRAM.parent / "configs" / "dreambooth.yaml"]
     return args
 
@@ -105,6 +107,7 @@ def run(args: argparse.Namespace) -> bool:
     from ldm.study.known_bad_table import write_known_bad
     from ldm.study.progress import followed
     from ldm.study.runs import alone, check_same, runs_of, stoppable
+    from ldm.study.spread import spread
 
     names, config = variants_of(args), load_config(args.files, args.overrides)
     if config.evaluation is None or not config.evaluation.oracle:

@@ -4,7 +4,6 @@ PNGs carry their settings; `grid-*.png` shows them all, prompts in rows and seed
 """
 
 import argparse
-import hashlib
 import logging
 import sys
 from dataclasses import dataclass, replace
@@ -128,24 +127,11 @@ def warn_if_nameless(prompts: list[str], identifiers: list[str]) -> None:
             )
 
 
-def device_of(name: str | None) -> "torch.device":
-    """Return the named device, or the accelerator that torch finds, or the CPU."""
-    import torch
-
-    if name is None:
-        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    try:
-        return torch.zeros(1, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"--device {name} cannot be used ({reason}); cpu always can") from error
-
-
 def from_run(args: argparse.Namespace, dtype: "torch.dtype") -> Model:
     """A run's base model with a snapshot's weights in it."""
     from ldm.checkpoint.snapshots import find_snapshot, load_snapshot
     from ldm.run.folder import read_config, read_facts
-    from ldm.run.settings import as_trained
+    from ldm.run.settings import as_trained, weights_of
     from ldm.run.subjects import identifiers_of
 
     config: Config = read_config(args.run)
@@ -160,8 +146,6 @@ def from_run(args: argparse.Namespace, dtype: "torch.dtype") -> Model:
         )
     networks = {"unet": base.unet, "text_encoder": base.text_encoder}
     manifest = load_snapshot(path, networks, ema=args.ema)
-    hashes = sorted(file["sha256"] for file in manifest["files"].values())
-    weights = f"{base.fingerprint} {hashes}" + (" EMA" if args.ema else "")
     now = datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
     first, *others = identifiers_of(config)
     return Model(
@@ -172,7 +156,7 @@ def from_run(args: argparse.Namespace, dtype: "torch.dtype") -> Model:
         args.out or args.run / "samples" / f"{path.name}_{now}",
         {
             "model": f"{args.run.resolve().name} {path.name}" + (" EMA" if args.ema else ""),
-            "fingerprint": hashlib.sha256(weights.encode()).hexdigest(),
+            "fingerprint": weights_of(manifest, base.fingerprint, args.ema),
             "ema": args.ema,
             "base": base.source,
             "base_fingerprint": base.fingerprint,
@@ -182,12 +166,17 @@ def from_run(args: argparse.Namespace, dtype: "torch.dtype") -> Model:
 
 
 def from_model(args: argparse.Namespace, dtype: "torch.dtype") -> Model:
-    """A model as it is."""
+    """A model as it is; one that was exported here says what [V] stands for."""
+    from ldm.checkpoint.files import read_json
+    from ldm.export import ABOUT
+
     base = load_model(args.model, dtype)
+    told = (read_json(Path(args.model) / ABOUT) or {}).get("identifier")
+    identifier = args.identifier or told
     now = datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
     return Model(
         base,
-        [args.identifier] if args.identifier else [],
+        [identifier] if identifier else [],
         Sampling(),
         base.default_resolution,
         args.out or Path("logs") / "samples" / now,
@@ -279,6 +268,8 @@ def sample(args: argparse.Namespace) -> list[Path]:
     templates = prompts_of(args)
 
     import torch
+
+    from ldm.run.device import device_of
 
     device = device_of(args.device)
     usual = "fp16" if device.type in ("cuda", "xpu") else "fp32"

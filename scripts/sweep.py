@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ldm.config import flat, load_config, split_command_line
 from ldm.errors import UserError
-from ldm.study.command import finish
+from ldm.study.command import finish, names_and_settings
 from ldm.study.space import corners, overrides, read_space, within
 from ldm.study.subjects import Subject, write_overlay
 from scripts.benchmark import PROGRAM, storybook
@@ -50,7 +50,8 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
         "words", nargs="*", metavar="key=RANGE", help="LOW..HIGH[,log|,STEP], one|other, or a value"
     )
     args = parser.parse_intermixed_args(words)
-    args.files, args.words = split_command_line([*args.base, *args.words])
+    args.subjects, settings = names_and_settings(args.subjects)
+    args.files, args.words = split_command_line([*args.base, *args.words, *settings])
     if not args.files:
         parser.error("give --base configs/dreambooth.yaml")
     if args.trials < 1:
@@ -105,8 +106,9 @@ def run(args: argparse.Namespace) -> bool:
     if taken := [key for key in (*space, *(w.partition("=")[0] for w in fixed)) if key in OURS]:
         raise UserError(f"{', '.join(taken)}: {', '.join(OURS)} are set by the sweep")
     config = load_config(args.files, fixed)
-    if config.evaluation is None:
-        raise UserError("evaluation=null: a sweep measures; leave the section in place")
+    measures = config.evaluation
+    if measures is None or not (measures.oracle or measures.dino or measures.clip):
+        raise UserError("evaluation: a sweep measures fidelity; set oracle, dino or clip of it")
     for words in corners(space):
         load_config(args.files, [*fixed, *words])  # every end and choice is allowed
     subjects = subjects_of(args, config)

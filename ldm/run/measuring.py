@@ -25,11 +25,10 @@ from ldm.run.results import (
     read_all,
     row_of,
     step_name,
-    weights_of,
     why_early,
     write_result,
 )
-from ldm.run.settings import as_trained
+from ldm.run.settings import as_trained, weights_of
 from ldm.training.metrics import fill_rows
 
 log = logging.getLogger(__name__)

@@ -54,11 +54,15 @@ class Prepared:
         return found
 
 
-def prepare(config: Config) -> Prepared:
-    """Check every input, the cheap ones first. UserError for the first kind that is wrong."""
-    _check_packages(config)
-    _check_folders(config)
-    prior = config.prior
+def prepare(config: Config, to_train: bool = True) -> Prepared:
+    """Check every input, the cheap ones first. UserError for the first kind that is wrong.
+
+    to_train: False leaves out what only training needs.
+    """
+    if to_train:
+        _check_packages(config)
+        _check_folders(config)
+    prior = config.prior if to_train else None
     subjects = list(find_inputs(config))
     own = find_pictures(Path(prior.folder)) if prior and prior.folder else []
     heldout = _heldout_pictures(config) if config.evaluation else []
@@ -70,7 +74,7 @@ def prepare(config: Config) -> Prepared:
     base = _load_quietly(config)
     resolution = config.data.resolution or base.default_resolution
     check_resolution(base, resolution)
-    _check_sampling(config, base)
+    _check_sampling(config, prior, base)
     for subject in subjects:
         if warning := describe_identifier(base.tokenizer, subject.identifier):
             log.warning("%s", warning)
@@ -109,11 +113,11 @@ def _heldout_pictures(config: Config) -> list[Path]:
     return []
 
 
-def _check_sampling(config: Config, base: BaseModel) -> None:
+def _check_sampling(config: Config, prior: Prior | None, base: BaseModel) -> None:
     """UserError for a sampler or a number of steps that the base's noise schedule cannot have."""
     check_steps(config.sampling.steps, base.scheduler, "sampling.steps")
     make_sampler(config.sampling.sampler, as_trained(config, base).scheduler, "sampling.sampler")
-    if (prior := config.prior) and not prior.folder and prior.images != "subject":
+    if prior and not prior.folder and prior.images != "subject":
         check_steps(prior.steps, base.scheduler, "prior.steps")
         make_sampler(prior.sampler, base.scheduler, "prior.sampler")
     if config.evaluation and config.evaluation.steps:

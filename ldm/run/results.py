@@ -1,6 +1,5 @@
 """What was measured becomes a choice: evaluation.json, metrics.csv, the export, the report."""
 
-import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping
@@ -34,12 +33,6 @@ RESULT, EXPORT, REPORTS = EVALUATIONS[0], "export", ("report.html", "report.png"
 def step_name(step: int) -> str:
     """As snapshots are named."""
     return f"step-{step:06d}"
-
-
-def weights_of(manifest: Mapping[str, Any], base_fingerprint: str) -> str:
-    """What the weights of a base with a snapshot loaded are known by."""
-    hashes = sorted(file["sha256"] for file in manifest["files"].values())
-    return hashlib.sha256(f"{base_fingerprint} {hashes}".encode()).hexdigest()
 
 
 def read_all(run: Path, last: int) -> tuple[Measured | None, dict[int, Measured]]:

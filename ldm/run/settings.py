@@ -1,5 +1,7 @@
 """What a run samples with: its prompts, the section `sampling`, what a grid says of itself."""
 
+import hashlib
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,13 @@ def grid_settings(config: Config, base: BaseModel, resolution: int, run: Path) -
         "base": base.source,
         "base_fingerprint": base.fingerprint,
     }
+
+
+def weights_of(manifest: Mapping[str, Any], base_fingerprint: str, ema: bool = False) -> str:
+    """What the weights of a base are known by once a snapshot is loaded into it."""
+    hashes = sorted(file["sha256"] for file in manifest["files"].values())
+    text = f"{base_fingerprint} {hashes}" + (" EMA" if ema else "")
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def as_trained(config: Config, base: BaseModel) -> BaseModel:

@@ -1,10 +1,22 @@
-"""How the command lines of studies end."""
+"""What the command lines of studies share; loads nothing that takes long."""
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ldm.errors import exit_status
+
+EXECUTORS = ("loop", "local", "slurm")  # see `spread`
+
+
+def names_and_settings(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Part what stands after an option for names: a key=value there belongs to the configuration.
+
+    >>> names_and_settings(["robot_mint", "training.steps=200"])
+    (['robot_mint'], ['training.steps=200'])
+    """
+    settings = [word for word in words if "=" in word]
+    return [word for word in words if word not in settings], settings
 
 
 def finish(work: Callable[[], bool]) -> int:

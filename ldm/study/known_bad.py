@@ -19,6 +19,7 @@ from ldm.evaluation.measured import Measured, fidelity_of, read_measured
 from ldm.evaluation.metrics import Score
 from ldm.evaluation.pictures import ABOUT, HALVES, files_of, read_asked
 from ldm.evaluation.select import select
+from ldm.run.evaluate import link
 from ldm.run.folder import read_config
 from ldm.run.instruments import load_instruments
 from ldm.study.runs import evaluation_of
@@ -169,8 +170,8 @@ def trained_result(run: Path) -> Result:
 def made_result(name: str, run: Path, folder: Path) -> Result:
     """Judge the untouched base, or a model that returns the training pictures, as a snapshot.
 
-    run: the default's, whose base and references are the standard. folder: for pictures and
-    numbers of the copies, for numbers of the base.
+    run: the default's, whose base and references are the standard. folder: for the pictures and
+    their numbers.
     """
     found, config = evaluation_of(run), read_config(run)
     assert found is not None and config.evaluation is not None
@@ -188,12 +189,12 @@ def made_result(name: str, run: Path, folder: Path) -> Result:
         lpips=instruments.lpips,
     )
     standard = run / "evaluation" / "base"
-    base = measurer.measure(standard)
-    drawn = standard
+    base = read_measured(standard)
     if name == "copies":
-        drawn = folder / "pictures"
-        copy_training_pictures(standard, drawn, [Path(p) for p in found["subject"]["training"]])
-    measured = measurer.measure(drawn, base, results=folder / "results")
+        copy_training_pictures(standard, folder, [Path(p) for p in found["subject"]["training"]])
+    else:
+        link(standard, folder)
+    measured = measurer.measure(folder, base)
     fidelity = fidelity_of(base.scores[CHOOSING])
     assert fidelity is not None
     margins = margins_for(fidelity.rpartition("/")[2], config.evaluation.margins)
@@ -204,13 +205,13 @@ def made_result(name: str, run: Path, folder: Path) -> Result:
 
 def copy_training_pictures(standard: Path, folder: Path, training: Sequence[Path]) -> None:
     """Fill a folder, as `pictures.draw` does, with the training pictures in turn."""
-    about = read_json(standard / ABOUT)
+    about = {**(read_json(standard / ABOUT) or {}), "fingerprint": "the training pictures"}
     folder.mkdir(parents=True, exist_ok=True)
     for place, name in enumerate(files_of(read_asked(standard))):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(training[place % len(training)], path)
-    write_json(folder / ABOUT, {**about, "fingerprint": "the training pictures"})
+    write_json(folder / ABOUT, about)
 
 
 def moved(metric: str, new: Result, old: Result) -> Score | None:

@@ -72,7 +72,7 @@ def runs_of(folder: Path, name: str) -> list[Path]:
 
 def evaluation_of(run: Path) -> dict[str, Any] | None:
     """A run's evaluation.json where it is whole; else None."""
-    found = read_json(run / "evaluation.json")
+    found: Any = read_json(run / "evaluation.json")
     parts = {"base": dict, "snapshots": dict, "choosing": dict, "gates": dict, "reasons": list}
     whole = isinstance(found, dict) and "chosen" in found
     whole = whole and all(isinstance(found.get(key), kind) for key, kind in parts.items())
@@ -126,7 +126,7 @@ def _attempt(task: Task, run: Path | None) -> Outcome:
     place = task.log.stat().st_size if task.log.exists() else 0
     status = _run(task, command)
     seconds = time.monotonic() - begun
-    run = run or (runs_of(task.folder, task.name) or [None])[-1]
+    run = run or next(reversed(runs_of(task.folder, task.name)), None)
     done = status == 0 and run is not None and evaluation_of(run) is not None
     tail = () if done else (*_said(task.log, place), _why(status))
     attempt = {"started": started, "seconds": round(seconds, 1), "status": status, "tail": tail}

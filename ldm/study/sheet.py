@@ -25,16 +25,21 @@ def write_sheet(rows: Sequence[Row], path: Path) -> None:
 
     A run whose pictures are gone is left out with a warning; without any there is no file.
     """
-    lines, labels, heads = [], [], []
+    lines, labels = [], []
+    heads: list[str] = []
+    left_out: dict[str, str] = {}
     several = len({row.method for row in rows}) > 1
     for row in rows:
         try:
             pictures, heads = _line(row)
         except (UserError, OSError, IndexError) as error:
-            log.warning("%s: left out of %s: %s", row.run, path.name, error)
+            left_out[f"{row.method}, {row.subject}"] = str(error)
             continue
         lines.append(pictures)
         labels.append(f"{row.method}: {row.subject}" if several else row.subject)
+    if left_out:
+        names, why = "; ".join(left_out), next(iter(left_out.values()))
+        log.warning("left out of %s: %s (the first: %s)", path, names, why)
     if lines:
         labelled_grid(lines, labels, heads, tile=SIDE).save(path)
 

@@ -3,18 +3,18 @@
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ldm.errors import UserError
+from ldm.study.command import EXECUTORS
 from ldm.study.runs import Outcome, Task, bring
 
 log = logging.getLogger(__name__)
 
-EXECUTORS = ("loop", "local", "slurm")
 POLL = 2.0  # seconds between looks at running jobs
 MINUTES = 24 * 60  # a job's time limit where none is given
 
@@ -55,8 +55,9 @@ def _submitted(
     gpus: Sequence[int],
     poll: float,
 ) -> Iterator[Outcome]:
-    submit = _executor(cluster, folder, options, gpus)
-    waiting, running = list(tasks), {}
+    executor = _executor(cluster, folder, options)
+    waiting = list(tasks)
+    running: dict[Any, tuple[Any, Task, int]] = {}  # job, task, place
     free = list(range(jobs))  # places, each with a share of the machine
     with ExitStack() as at_end:
         at_end.callback(lambda: [job.cancel(check=False) for job, _, _ in running.values()])
@@ -64,8 +65,8 @@ def _submitted(
             while waiting and free:
                 task, place = waiting.pop(0), free.pop(0)
                 if cluster == "local":
-                    task = _with_share_of_cores(task, jobs)
-                running[task.name, task.folder] = (submit(task, place), task, place)
+                    task = _with_share(task, place, jobs, gpus)
+                running[task.name, task.folder] = (executor.submit(bring, task), task, place)
             for key, (job, task, place) in list(running.items()):
                 if job.done():
                     del running[key]
@@ -75,37 +76,23 @@ def _submitted(
                 time.sleep(poll)
 
 
-def _executor(
-    cluster: str, folder: Path, options: dict[str, Any], gpus: Sequence[int]
-) -> Callable[[Task, int], Any]:
-    """A function that submits a task for a place: submitit's job."""
+def _executor(cluster: str, folder: Path, options: dict[str, Any]) -> Any:
     import submitit
 
     try:
-        executor = (
-            submitit.LocalExecutor(folder)
-            if cluster == "local"
-            else submitit.AutoExecutor(folder, cluster=cluster)
-        )
+        executor = submitit.AutoExecutor(folder, cluster=cluster)
         executor.update_parameters(**{"timeout_min": MINUTES, **options})
     except Exception as error:  # of whatever kind: submitit has many
         raise UserError(f"--executor {cluster}: {error}") from error
-
-    def submit(task: Task, place: int) -> Any:
-        if cluster == "local" and gpus:
-            gpu = gpus[place % len(gpus)]
-            executor.update_parameters(gpus_per_node=1, visible_gpus=(gpu,))
-        return executor.submit(bring, task)
-
-    return submit
+    return executor
 
 
-def _with_share_of_cores(task: Task, jobs: int) -> Task:
-    """Several processes at once share the cores, unless the user has said how."""
-    if "OMP_NUM_THREADS" in os.environ:
-        return task
-    threads = str(max(1, (os.cpu_count() or 1) // jobs))
-    return replace(task, environment={**task.environment, "OMP_NUM_THREADS": threads})
+def _with_share(task: Task, place: int, jobs: int, gpus: Sequence[int]) -> Task:
+    """Processes on one machine share its cores, unless the user has said how, and its GPUs."""
+    share = {"CUDA_VISIBLE_DEVICES": str(gpus[place % len(gpus)])} if gpus else {}
+    if "OMP_NUM_THREADS" not in os.environ:
+        share["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
+    return replace(task, environment={**task.environment, **share})
 
 
 def _result(job: Any, task: Task) -> Outcome:

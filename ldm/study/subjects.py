@@ -9,7 +9,6 @@ from typing import Any
 import yaml
 
 from ldm.errors import UserError
-from ldm.study.table import write_text
 
 LIST = "prompts_and_classes.txt"
 LIVE = ("cat", "dog")  # the nine live subjects of arXiv 2208.12242 are of these classes
@@ -29,6 +28,8 @@ class Subject:
 
 def write_overlay(subject: Subject, path: Path) -> Path:
     """Write the subject's part of the configuration as YAML, to be given after other files."""
+    from ldm.study.table import write_text
+
     keys = {"subject.pictures": str(subject.pictures), "subject.class_noun": subject.class_noun}
     path.parent.mkdir(parents=True, exist_ok=True)
     tree = nested({**keys, **subject.settings})

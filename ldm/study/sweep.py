@@ -41,10 +41,10 @@ class Verdict:
 def verdict_of(evaluation: Mapping[str, Any]) -> Verdict:
     """Judge an evaluation.json. UserError: no metric of fidelity in it."""
     chosen, scores = evaluation["chosen"], evaluation["choosing"]["snapshots"]
-    if chosen is None:
+    if chosen is None and evaluation["gates"]:
         violation = min(_violation(gates) for gates in evaluation["gates"].values())
         return Verdict(-1 - violation / (1 + violation), violation)
-    found = scores[str(chosen)]
+    found = scores.get(str(chosen), {})
     if (name := fidelity_of(found)) is None:
         raise UserError("evaluation.json: no subject/fidelity; set evaluation.oracle, dino or clip")
     return Verdict(found[name]["value"], 0.0)

@@ -92,7 +92,7 @@ def _means_table(methods: Mapping[str, Mapping[str, Any]]) -> str:
     for name, about in methods.items():
         chosen = f"{about['with_a_chosen_snapshot']} of {about['subjects']} chosen"
         header += [f"{name} ({chosen})", "difference to base"]
-    first = next(iter(methods.values()), {"means": {}})["means"]
+    first: Mapping[str, Any] = next(iter(methods.values()), {"means": {}})["means"]
     for metric in dict.fromkeys(m for about in methods.values() for m in about["means"]):
         base = first.get(metric, {})
         cells = [metric, _cell(base.get("base")), _bounds(base)]

@@ -103,7 +103,10 @@ def test_metrics_csv_and_curves_have_a_line_per_evaluated_step(whole: Path) -> N
         }.items():
             assert float(rows[step][column]) == scores[metric]["value"]
     drift = [rows[step]["evaluation/drift"] for step in rows]
-    assert drift[0] == "" and float(drift[1]) == result["snapshots"]["1"]["class/drift/oracle"]["value"]
+    assert (
+        drift[0] == ""
+        and float(drift[1]) == result["snapshots"]["1"]["class/drift/oracle"]["value"]
+    )
     events = EventAccumulator(str(whole)).Reload()
     curve = events.Scalars("evaluation/subject/fidelity/oracle")
     assert [event.step for event in curve] == [0, 1, 2]

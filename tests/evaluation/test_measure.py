@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ldm.errors import UserError
 from ldm.evaluation import measure as module
+from ldm.evaluation import measured as measured_module
 from ldm.evaluation.measure import Measurer, floor_of
 from ldm.evaluation.measured import Measured, fidelity_of, read_measured
 from ldm.evaluation.metrics import Score
@@ -250,6 +251,8 @@ def test_the_oracles_answers_against_counts(
     assert found == pytest.approx(wanted, abs=1e-9)
     assert 0 < change < 1 and 0 < wanted["class/identity"] < 1, "the test can fail"
     assert both[1].scores[half]["unrelated/light"]["n"] == 2
+    none = both[1].scores[half]["class/none"]
+    assert 0 < none["high"] < 0.2, "a share: none of 20 is not certainly none"
 
 
 @pytest.mark.parametrize("half", ["choosing", "reporting"])
@@ -455,6 +458,19 @@ def test_damaged_files_are_told_and_measured_anew(tmp_path: Path, name: str) -> 
         read_measured(tmp_path)
     assert measurer().measure(tmp_path) == measured
     assert read_measured(tmp_path) == measured
+
+
+def test_killed_between_the_two_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measurer().measure(put(tmp_path))
+
+    def killed(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(measured_module, "write_sealed", killed)
+        measurer(heldout=[]).measure(tmp_path)
+    with pytest.raises(UserError, match="missing or damaged"):
+        read_measured(tmp_path)  # the rows are new, the scores would be old
 
 
 @pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"\x89PNG")])

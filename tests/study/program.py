@@ -63,6 +63,7 @@ def main() -> int:
         (run / "config.yaml").write_text(to_yaml(config))
         facts = {"config": flat(config), "class_noun": config.subject.class_noun}
         (run / "run.json").write_text(json.dumps(facts))
+    print("process", os.getpid())
     print("at work", flush=True)
     if config.seed == FAILS or (config.seed == FAILS_ONCE and not args.resume):
         print("something is wrong")

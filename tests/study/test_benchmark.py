@@ -13,6 +13,7 @@ import pytest
 import scripts.benchmark
 from ldm.study import spread as spreading
 from ldm.study.runs import runs_of
+from ldm.study.subjects import Subject, write_overlay
 from tests.study.program import FAILS, FAILS_ONCE, WAITS
 
 ROOT = Path(__file__).parents[2]
@@ -63,10 +64,8 @@ def test_storybench(
 def test_a_failure_does_not_lose_the_rest(
     out: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    overlay = scripts.benchmark.write_overlay
-
-    def one_fails(subject, path):  # the first one's own part of the configuration
-        written = overlay(subject, path)
+    def one_fails(subject: Subject, path: Path) -> Path:  # its own part of the configuration
+        written = write_overlay(subject, path)
         if subject.name == "robot_mint":
             written.write_text(f"seed: {FAILS_ONCE}\n" + written.read_text())
         return written
@@ -92,7 +91,7 @@ def test_a_failure_does_not_lose_the_rest(
         (["evaluation=null"], "a benchmark measures"),
         (["--method", "no/name"], "name='no/name'"),
         (["--executor", "local", "--options", "x"], "must be KEY=VALUE"),
-        (["--executor", "local", "--options", "nonsense_key=1"], "--executor local"),
+        (["--executor", "local", "--options", "slurm_x=1"], "--executor local"),
     ],
 )
 def test_bad_input(
@@ -136,7 +135,8 @@ def test_dreambench(out: Path, tmp_path: Path) -> None:
     assert "As in the paper" in (out / "table.md").read_text()
 
 
-def test_killed_and_started_again(out: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_killed_and_started_again(out: Path, number: int) -> None:
     code = (
         "import scripts.benchmark as b, sys; from pathlib import Path\n"
         f"b.PROGRAM = Path({str(PROGRAM)!r})\n"
@@ -144,18 +144,20 @@ def test_killed_and_started_again(out: Path) -> None:
     )
     words = ["storybench", "--subjects", "robot_mint", f"seed={WAITS}", "--out", str(out)]
     command = [sys.executable, "-c", code, *words]
-    for number, status in ((signal.SIGTERM, 130), (signal.SIGKILL, -signal.SIGKILL)):
-        process = subprocess.Popen(command, cwd=ROOT)
-        log = out / "runs" / "default" / "robot_mint.log"
-        known = log.read_text() if log.exists() else ""
-        while "at work" not in (log.read_text() if log.exists() else "")[len(known) :]:
-            time.sleep(0.05)
-            assert process.poll() is None or number == signal.SIGKILL
-            if process.poll() is not None:
-                break  # the second time it goes on at once, and ends
-        process.send_signal(number)
-        assert process.wait() in (status, 0)
+    process = subprocess.Popen(command, cwd=ROOT)
+    log = out / "runs" / "default" / "robot_mint.log"
+    while not (log.exists() and "at work" in log.read_text()):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(number)
+    assert process.wait() == (130 if number == signal.SIGTERM else -number)
+    if number == signal.SIGKILL:  # the run outlives who started it
+        assert "saved" not in log.read_text()
+        os.kill(int(log.read_text().split("process ")[1].split()[0]), signal.SIGKILL)
+    else:
+        assert "saved" in log.read_text(), "it was stopped gently"
     assert subprocess.run(command, cwd=ROOT).returncode == 0
+    assert len(runs_of(out / "runs" / "default", "robot_mint")) == 1
     assert len(json.loads((out / "table.json").read_text())["rows"]) == 1
 
 

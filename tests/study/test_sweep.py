@@ -275,7 +275,7 @@ def test_nothing_passes(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["training.learning_rate=1e-5..5"], "must be at most 1"),
         (["prior.target=data|nothing"], "prior.target=nothing"),
         (["subject.class_noun=a|b"], "are set by the sweep"),
-        (["training.steps=1..2", "evaluation=null"], "a sweep measures"),
+        (["training.steps=1..2", "evaluation=null"], "a sweep measures fidelity"),
         (["training.steps=1..2", "--subjects", "robot_nobody"], "robot_nobody"),
     ],
 )

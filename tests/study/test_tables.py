@@ -13,12 +13,15 @@ from ldm.evaluation.pictures import Asked, files_of
 from ldm.study.collect import METHOD, Row, collect, means
 from ldm.study.sheet import write_sheet
 from ldm.study.table import write_tables
-from tests.study.program import score
 
 
-def a_row(method: str, subject: str, value: float, base: float, **more: dict) -> Row:
-    scores = {"subject/identity": Score(**score(value)), **more}
-    bases = {"subject/identity": Score(**score(base)), "only/base": Score(**score(1.0))}
+def score(value: float) -> Score:
+    return Score(value=value, low=value - 0.1, high=value + 0.1, n=24)
+
+
+def a_row(method: str, subject: str, value: float, base: float, **more: Score) -> Row:
+    scores = {"subject/identity": score(value), **more}
+    bases = {"subject/identity": score(base), "only/base": score(1.0)}
     return Row(method, subject, "dog", Path("run"), 300, True, "", 1.0, scores, bases)
 
 
@@ -71,9 +74,9 @@ def test_means_are_over_subjects_with_a_bootstrap_over_subjects() -> None:
 
 
 def test_a_metric_that_some_lack_says_how_many_have_it() -> None:
-    extra = {"subject/setting": Score(**score(0.5))}
+    extra = {"subject/setting": score(0.5)}
     rows = [a_row("m", "a", 0.9, 0.1), a_row("m", "b", 0.8, 0.1, **extra)]
-    rows[1].base["subject/setting"] = Score(**score(0.4))
+    rows[1].base["subject/setting"] = score(0.4)
     assert means(rows)["subject/setting"]["value"]["n"] == 1
 
 
@@ -152,6 +155,7 @@ def test_the_sheet_shows_a_row_per_subject(
         left = round(128 * 1.5) + 6
         assert sheet.width == left + columns * (128 + 6) - 6
         assert sheet.getpixel((left + 64, sheet.height - 64)) == (0, 0, 255)
-        reds = [sheet.getpixel((left + 134 * k + 64, sheet.height - 64))[0] for k in range(1, 7)]
+        places = [(left + 134 * k + 64, sheet.height - 64) for k in range(1, 7)]
+        reds = [sheet.convert("RGB").getchannel("R").getpixel(place) for place in places]
     assert reds == [0, 40, 80, 120, 160, 200], "the first picture of every second prompt"
     assert "gone" in caplog.text

@@ -28,7 +28,6 @@ from ldm.storybook import (
 )
 from ldm.storybook.oracle import StorybookOracle, as_batch
 from ldm.storybook.pretraining.identity import (
-    Gallery,
     accepted,
     accepted_of_base,
     draw_gallery,
@@ -166,10 +165,12 @@ def score_identity(
     oracle: StorybookOracle, base: Path, subjects: int, images: int, seed: int = SEED
 ) -> dict[str, Score]:
     """What `accepts` takes for a subject: fresh renders and the base's class images."""
-    gallery: Gallery = draw_gallery(oracle, subjects, seed)
+    torch.manual_seed(seed)  # the posterior's sample
+    model = load_base(base)
+    gallery = draw_gallery(oracle, subjects, seed, model.vae)
     return {
         **accepted(gallery, oracle.rates["threshold"]),
-        **accepted_of_base(load_base(base), oracle, gallery, images, seed, steps=25),
+        **accepted_of_base(model, oracle, gallery, images, seed),
     }
 
 

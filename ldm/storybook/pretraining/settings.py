@@ -56,7 +56,7 @@ class OracleSettings:
 class IdentitySettings:
     """How the threshold of identity is set."""
 
-    subjects: int = 960
+    subjects: int = 480
     # Kinds of pictures of which at most 1 % may be taken for the subject; the rates of the other
     # kinds are reported.
     rivals: list[str] = field(default_factory=lambda: ["world objects", "other subjects"])
@@ -69,7 +69,7 @@ class ScoreSettings:
     prompts: int = 512
     renders: int = 4096
     pairs: int = 450  # of designs of one class, to be told apart
-    subjects: int = 480  # for the rates of identity
+    subjects: int = 320  # for the rates of identity
     class_images: int = 40  # of each class, drawn by the base, for the same
 
 
