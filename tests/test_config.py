@@ -245,6 +245,13 @@ def test_class_noun_reaches_the_prompts() -> None:
         ("trainer.strategy=fsdp", "must be auto or ddp"),
         ("name=a/b", "letters"),
         ("evaluation.oracle=ldm.storybook", "package.module:Name"),
+        ("evaluation.class_images=1", "at least 2"),
+        ("evaluation.every=150", "must be a multiple of snapshots.every=100"),
+        ("evaluation.patience=2", "nothing is measured while training; set evaluation.every"),
+        ("evaluation.final=false", "nothing is ever measured"),
+        ("evaluation.margins={drift: -1}", "{drift: -1.0}: must be a number of at least 0"),
+        ("evaluation.prompts=['a robot']", "evaluation.prompts='a robot': does not name"),
+        ("evaluation.unrelated=['a sks hat']", "'a sks hat': must not name the subject"),
     ],
 )
 def test_each_problem_is_named(override: str, said: str) -> None:

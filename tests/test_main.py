@@ -20,7 +20,7 @@ from ldm.errors import UserError
 from ldm.run.job import Job
 from ldm.sampling import prior
 from ldm.training import DreamBoothModule
-from tests.workspace import Workspace, difference, weights
+from tests.workspace import Workspace, difference, evaluated, weights
 
 ROOT = Path(__file__).parent.parent
 
@@ -240,6 +240,31 @@ def test_exit_status_of_the_process(place: Workspace) -> None:
 
 
 # --- the plan -------------------------------------------------------------------------------------
+
+
+def test_dry_run_says_what_will_be_measured(
+    place: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    del place.settings["evaluation"]
+    place.settings |= evaluated(place.folder) | {"training.steps": 6, "snapshots.every": 2}
+
+    def plan(**settings: object) -> str:
+        assert place.main("--dry-run", **settings) == 0
+        return capsys.readouterr().out
+
+    said = plan()
+    assert "evaluation    at the end, with oracle\n" in said
+    assert "36 pictures of 3 snapshots, 18 of the untouched base" in said, "12 each, 6 again"
+    assert "2 steps each: about 50 % of the time" in said  # 54 x 4 passes, 6 x 4 samples x 3
+    assert "24 pictures of 2 snapshots" in plan(snapshots__keep=2)
+    assert "every 2 steps and at the end" in plan(evaluation__every=2)
+    missing = plan(evaluation__lpips=place.folder / "nowhere")
+    assert "not measured with lpips: " in missing and "no such folder" in missing
+    assert "none (evaluation: null)" in plan(evaluation="null")
+    assert {path.name for path in place.folder.iterdir()} == {"pictures"}, "nothing is made"
+    place.train("run")
+    capsys.readouterr()
+    assert "0 of the untouched base" in plan(), "the plan finds what the run has made"
 
 
 def test_dry_run_says_what_would_happen(

@@ -100,7 +100,7 @@ def advice(choice: Choice) -> str:
     late = {step for step in kinds if kinds[step] - {"learnt"}}
     if early and late and not early & late:
         return BETWEEN
-    return "; or ".join(dict.fromkeys(gate.advice for gate in choice.broken(nearest(choice))))
+    return _advised(choice.broken(nearest(choice)))
 
 
 def verdict(
@@ -163,8 +163,12 @@ def _told(fidelity: str) -> list[tuple[str, str]]:
 
 
 def _refusal(step: int, broken: Sequence[Gate]) -> str:
-    listed = "; ".join(f"{_said(gate)}: {gate.advice}" for gate in broken)
-    return f"Step {step} is refused: {listed}."
+    listed = "; ".join(map(_said, broken))
+    return f"Step {step} is refused: {listed}. That asks for {_advised(broken)}."
+
+
+def _advised(gates: Sequence[Gate]) -> str:
+    return "; or ".join(dict.fromkeys(gate.advice for gate in gates))
 
 
 def _said(gate: Gate) -> str:

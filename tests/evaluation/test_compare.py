@@ -83,9 +83,9 @@ def test_what_no_picture_has_is_compared_as_independent(runs: list[Path]) -> Non
 
 
 def test_interval_of_independent_scores() -> None:
-    a, b = Score(value=0.8, low=0.7, high=0.85, n=30), Score(value=0.5, low=0.46, high=0.54, n=20)
+    a, b = Score(value=0.8, low=0.7, high=0.85, n=30), Score(value=0.5, low=0.44, high=0.54, n=20)
     low = 0.3 - ((0.8 - 0.7) ** 2 + (0.54 - 0.5) ** 2) ** 0.5
-    high = 0.3 + ((0.85 - 0.8) ** 2 + (0.5 - 0.46) ** 2) ** 0.5
+    high = 0.3 + ((0.85 - 0.8) ** 2 + (0.5 - 0.44) ** 2) ** 0.5
     found = independent(a, b)
     assert found is not None
     assert (found.value, found.low, found.high) == pytest.approx((0.3, low, high))

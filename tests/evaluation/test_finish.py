@@ -23,6 +23,7 @@ from ldm.models.base import load_base
 from ldm.run import finish, measuring, results
 from ldm.sampling.metadata import read_settings
 from ldm.training import DreamBoothModule
+from ldm.training.samples import save_picture
 from tests.evaluation.fake import BrightnessOracle
 from tests.workspace import Workspace, evaluated, weights
 
@@ -202,10 +203,9 @@ def test_interrupted_while_pictures_are_drawn(
     whole = place.train("whole")
     shutil.rmtree(place.folder / "bases")
     drawn: list[Path] = []
-    save = pictures.save_picture
 
     def save_and_interrupt(picture: Image.Image, path: Path, about: Any) -> None:
-        save(picture, path, about)
+        save_picture(picture, path, about)
         drawn.append(path)
         if len(drawn) == stop:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -250,11 +250,10 @@ def test_the_untouched_base_is_drawn_once_for_all_runs(
 ) -> None:
     first = place.train("first", training__learning_rate=1e-2)
     drawn: list[Path] = []
-    save = pictures.save_picture
 
     def spy(picture: Image.Image, path: Path, about: Any) -> None:
         drawn.append(path)
-        save(picture, path, about)
+        save_picture(picture, path, about)
 
     monkeypatch.setattr(pictures, "save_picture", spy)
     second = place.train("second", training__learning_rate=1e-4)

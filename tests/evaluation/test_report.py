@@ -12,6 +12,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
@@ -161,6 +162,9 @@ def test_nothing_is_fetched_from_elsewhere(whole: Path, page: Page) -> None:
 def test_ids_are_unique_and_all_that_is_referred_to_is_there(page: Page) -> None:
     ids = [str(attributes["id"]) for _, attributes in page.tags if "id" in attributes]
     assert len(ids) == len(set(ids))
+    plotted = [attributes for tag, attributes in page.tags if tag == "svg"]
+    assert len(plotted) > 5
+    assert all(attributes["role"] == "img" for attributes in plotted)
     used = {str(a["href"])[1:] for _, a in page.tags if (a.get("href") or "").startswith("#")}
     assert used <= set(ids)
 
@@ -183,6 +187,10 @@ def test_sections_stand_in_their_order(page: Page) -> None:
 def test_the_chosen_one_is_marked(whole: Path, page: Page, small: Path) -> None:
     heads = [cell.text for cell in page.cells if cell.attributes.get("class") == "chosen"]
     assert heads[0] == "step 200★ chosen"
+    of_snapshots = [c for c in page.cells if c.attributes.get("data-column") in ("100", "200")]
+    for cell in of_snapshots:
+        chosen = cell.attributes["data-column"] == "200"
+        assert (cell.attributes.get("class") == "chosen") == chosen
     framed = [a for _, a in page.tags if (a.get("class") or "").endswith(" chosen")]
     assert len(framed) == 1 + 2, "its head in the grid, and a cell for each of two prompts"
     gold = ImageColor.getrgb(plots.COLOURS["gold"])
@@ -430,7 +438,7 @@ def test_plots_show_the_numbers(whole: Path) -> None:
         [0, result["base"]["subject/fidelity/dino"]["value"]],
         *([s, result["snapshots"][str(s)]["subject/fidelity/dino"]["value"]] for s in (100, 200)),
     ]
-    assert lines["DINO"].get_xydata().tolist() == expected
+    assert np.asarray(lines["DINO"].get_xydata()).tolist() == expected
     losses = figures.losses(run)
     assert [f.axes[0].get_title("left")[:10] for f in losses] == ["Loss on th", "Loss on cl"]
 

@@ -221,6 +221,9 @@ def test_noise_alone_refuses_nothing() -> None:
     scarce = GOOD | {"subject/prompt/oracle": 0.72}  # 0.18 below the base, margin 0.15
     assert choose(measured(scarce, noise=0.4, seed=1)).chosen == 100
     assert broken(choose(measured(scarce, noise=0.01))) == ["subject/prompt/oracle"]
+    alike = GOOD | {"class/pres/oracle": 0.25}  # 0.15 above the base, margin 0.1
+    assert "class/pres/oracle" not in broken(choose(measured(alike, noise=0.8, seed=1)))
+    assert broken(choose(measured(alike, noise=0.01))) == ["class/pres/oracle"]
 
 
 def test_what_both_have_alike_is_no_noise() -> None:
@@ -241,6 +244,11 @@ def test_the_floor_is_what_is_allowed_beside_the_margin() -> None:
     changed = GOOD | {"class/change/colour": 0.3, "class/kid/oracle": 0.5}
     assert choose(changed, floor=at_most).chosen == 100
     assert broken(choose(changed, floor={})) == ["class/change/colour", "class/kid/oracle"]
+
+
+def test_drift_is_measured_by_what_the_base_varies() -> None:
+    uniform = BASE | {"class/diversity/oracle": 0.3}  # so that 0.2 is two thirds of it
+    assert broken(choose(GOOD, base=uniform)) == ["unrelated/drift/oracle"]
 
 
 def test_without_an_oracle_the_rest_is_asked() -> None:
@@ -352,10 +360,17 @@ def test_a_rise_counts_where_prompts_agree_on_it() -> None:
 
 
 def test_steps_that_each_are_a_tie_do_not_hide_a_rise() -> None:
-    """The third is compared with the first, which it beats, not with the second."""
-    choice = choose(*fidelities(0.70, 0.701, 0.75, noise=0.04))
+    """The third is compared with the first, which it beats, not with the second, a tie."""
+    first, second, third = (measured(GOOD | {FIDELITY: 0.7}) for _ in range(3))
+    for before, one, other in zip(first.rows, second.rows, third.rows, strict=True):
+        if before["about"] == "subject":
+            up = int(before["prompt"].split()[1]) // 2 % 2
+            one["fidelity/oracle"] = before["fidelity/oracle"] + (0.06 if up else -0.04)
+            other["fidelity/oracle"] = before["fidelity/oracle"] + 0.02
+    choice = choose(first, second, third)
     assert "Step 200 is not shown to be better than step 100" in choice.reasons[1]
     assert "Step 300 is better than step 100" in choice.reasons[2]
+    assert choose(second, third).chosen == 100
 
 
 def test_a_difference_pairs_prompt_and_seed_whatever_the_order() -> None:

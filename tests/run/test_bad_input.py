@@ -66,6 +66,8 @@ def test_unreadable_pictures(place: Workspace, refused: Callable[..., str]) -> N
         ({"trainer__strategy": "magic"}, "magic"),
         ({"training__batch": 4, "training__accumulate": 4}, "prior.batch"),
         ({"evaluation": "{oracle: 'nowhere.to:Be'}"}, "evaluation.oracle=nowhere.to:Be"),
+        ({"evaluation": "{margins: {luck: 1}}"}, "evaluation.margins: there is no luck"),
+        ({"evaluation": "{steps: 2000}"}, "evaluation.steps: 2000 is not within"),
         ({"trainer__devices": "-1"}, "trainer={'accelerator': 'cpu', 'devices': '-1'"),
         ({"trainer__devices": 2, "training__batch": 3}, "training.batch=3 cannot be dealt out"),
         ({"trainer__devices": 2, "prior__batch": 3}, "prior.batch=3 cannot be dealt out"),

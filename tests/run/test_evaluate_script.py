@@ -4,7 +4,7 @@ import importlib.util
 import json
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -42,15 +42,15 @@ def place(
 
 
 @pytest.fixture(scope="module")
-def runs(place: Workspace) -> list[Path]:
-    """Two runs whose first snapshot is chosen and exported."""
+def runs(place: Workspace) -> Iterator[list[Path]]:
+    """Two runs whose first snapshot is chosen, here and whenever they are measured again."""
     with pytest.MonkeyPatch.context() as patch:
 
-        def select(fidelity: str, *_: object) -> Choice:
-            return Choice(fidelity, 1, [], {1: [], 2: []})
+        def select(fidelity: str, base: object, snapshots: dict, *_: object) -> Choice:
+            return Choice(fidelity, min(snapshots), [], {step: [] for step in snapshots})
 
         patch.setattr(results, "select", select)
-        return [place.train("a"), place.train("b", seed=1)]
+        yield [place.train("a"), place.train("b", seed=1)]
 
 
 def result_of(run: Path) -> dict[str, Any]:
@@ -79,9 +79,7 @@ def test_a_run_is_measured_again_where_something_is_missing(
 def test_a_run_that_was_not_to_be_evaluated_can_be(
     script: ModuleType, place: Workspace, tmp_path: Path
 ) -> None:
-    settings = {k: v for k, v in place.settings.items() if not k.startswith("evaluation")}
-    other = Workspace(tmp_path, place.base, settings | {"logs": tmp_path, "evaluation": "null"})
-    run = other.train("none")
+    run = Workspace(tmp_path, place.base).train("none")
     small = [f"{key}={value}" for key, value in evaluated(tmp_path).items()]
     assert script.main(["--run", str(run), *small]) == 0
     assert list(result_of(run)["snapshots"]) == ["1", "2"]

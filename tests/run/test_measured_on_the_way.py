@@ -16,6 +16,7 @@ import main
 from ldm.checkpoint import list_snapshots
 from ldm.evaluation import pictures
 from ldm.run import results
+from ldm.training.samples import save_picture
 from tests.training.test_resume_exactly import rows_of
 from tests.workspace import Workspace, difference, evaluated
 
@@ -63,11 +64,10 @@ def stop_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
 def drawn_by(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The pictures for evaluations that are drawn from now on."""
     drawn: list[Path] = []
-    save = pictures.save_picture
 
     def spy(picture: Any, path: Path, about: Any) -> None:
         drawn.append(path)
-        save(picture, path, about)
+        save_picture(picture, path, about)
 
     monkeypatch.setattr(pictures, "save_picture", spy)
     return drawn
@@ -121,12 +121,12 @@ def test_stopped_while_measuring_it_goes_on_there(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     place.settings["training.optimizer"] = optimizer
-    whole, drawn = place.train("whole"), drawn_by(monkeypatch)
-    save = pictures.save_picture
+    whole, drawn = place.train("whole"), []
 
     def interrupt(picture: Any, path: Path, about: Any) -> None:
-        save(picture, path, about)
-        if "step-000002" in str(path) and len(drawn) == 3:
+        save_picture(picture, path, about)
+        drawn.append(path)
+        if len(drawn) == 3:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):

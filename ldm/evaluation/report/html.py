@@ -175,7 +175,7 @@ def _kept(run: RunFiles) -> list[dict[str, Any]]:
             for before, after, prompt, seed in found
         ]
         if pictures:
-            after = f"the {'chosen ' if key == run.chosen else ''}step {key}"
+            after = f"the chosen step {key}" if key == run.chosen else f"step {key}"
             kept.append({"about": about, "title": words, "after": after, "pictures": pictures})
     return kept
 

@@ -135,7 +135,7 @@ def loss_curve(
         axes.plot(steps, smooth(values), color=COLOURS["oracle"], linewidth=1.8, label="smoothed")
     if heldout is not None and heldout.points:
         _errorbars(axes, heldout)
-    _vertical(axes, chosen)
+    _over_steps(axes, chosen)
     if curve and len(values) > 20:  # a few early outliers do not squash the rest
         more = [point.high for _, point in heldout.points] if heldout else []
         shown = sorted([*values, *more])
@@ -175,7 +175,7 @@ def metric_curves(
         axes.plot(steps, values, color=colour, marker="o", markersize=3.5, label=line.label)
         if line.limit is not None:
             axes.axhline(line.limit, color=colour, linestyle=":", linewidth=1)
-    _vertical(axes, chosen)
+    _over_steps(axes, chosen)
     axes.set_title(title, fontsize=9.5, color=COLOURS["ink"], loc="left")
     axes.margins(y=0.12)
     if len(lines) > 1:
@@ -199,8 +199,8 @@ def svg(figure: "Figure", title: str) -> str:
     text = file.getvalue()
     text = text[text.index("<svg") :].strip()
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r'\s+xmlns(:xlink)?="[^"]*"', "", text).replace("xlink:href", "href")
-    text = re.sub(r'<svg[^>]*?(viewBox="[^"]*")[^>]*>', r"<svg \1 role=\"img\">", text, count=1)
+    text = text.replace("xlink:href", "href")
+    text = re.sub(r'<svg[^>]*?(viewBox="[^"]*")[^>]*>', r'<svg \1 role="img">', text, count=1)
     prefix = "p" + hashlib.sha256(text.encode()).hexdigest()[:8]
     text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", text)
     for name, colour in COLOURS.items():
@@ -242,7 +242,12 @@ def _errorbars(axes: "Axes", line: Line) -> None:
     axes.errorbar(steps, values, yerr=errors, fmt="D", markersize=5, color=colour, label=line.label)
 
 
-def _vertical(axes: "Axes", chosen: int | None) -> None:
+def _over_steps(axes: "Axes", chosen: int | None) -> None:
+    """Whole steps from 0 on, the chosen one marked."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
+    axes.set_xlim(left=-0.03 * axes.get_xlim()[1])
     if chosen is not None:
         axes.axvline(chosen, color=COLOURS["gold"], linewidth=1.2, linestyle="--", zorder=1)
 

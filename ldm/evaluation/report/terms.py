@@ -125,8 +125,11 @@ def term(metric: str) -> Term:
 
 def full_name(metric: str) -> str:
     """A name that also says of which pictures, for where there are no groups."""
+    told = term(metric)
+    if told.group == "diversity":
+        return f"diversity, {told.name}"
     about = {"class": "class, ", "unrelated": "other things, "}.get(metric.split("/")[0], "")
-    return about + term(metric).name
+    return about + told.name
 
 
 def in_order(metrics: set[str]) -> list[str]:
