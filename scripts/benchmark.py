@@ -185,7 +185,7 @@ def write_method(args: argparse.Namespace, config: dict[str, Any]) -> None:
         "date": before.get("date", datetime.now().isoformat(timespec="seconds")),
         "overrides": args.overrides,
         "evaluation": measured,
-        "machine": {"cores": os.cpu_count(), "system": platform.platform()},
+        "machine": {"cores": os.cpu_count(), "system": f"{platform.system()} {platform.machine()}"},
     }
     write_json(file, about)
 

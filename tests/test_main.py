@@ -255,7 +255,7 @@ def test_dry_run_says_what_will_be_measured(
     said = plan()
     assert "evaluation    at the end, with oracle\n" in said
     assert "36 pictures of 3 snapshots, 18 of the untouched base" in said, "12 each, 6 again"
-    assert "2 steps each: about 50 % of the time" in said  # 54 x 4 passes, 6 x 4 samples x 3
+    assert "2 steps each: about 75 % of the time" in said  # 54 x 4 passes, 6 x 4 samples x 3
     assert "24 pictures of 2 snapshots" in plan(snapshots__keep=2)
     assert "every 2 steps and at the end" in plan(evaluation__every=2)
     missing = plan(evaluation__lpips=place.folder / "nowhere")

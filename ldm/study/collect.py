@@ -99,8 +99,8 @@ def methods_of(out: Path) -> dict[str, dict[str, Any]]:
 
 
 def metrics_of(rows: Sequence[Row]) -> list[str]:
-    """Every metric that some row has for the base and the snapshot, the usual ones first."""
-    names = {name for row in rows for name in row.scores.keys() & row.base.keys()}
+    """Every metric that some row has of its snapshot, the usual ones first."""
+    names = {name for row in rows for name in row.scores}
     return [*(name for name in HEADLINES if name in names), *sorted(names - set(HEADLINES))]
 
 
@@ -120,30 +120,33 @@ HEADLINES = (
     "class/change/colour",
     "class/change/setting",
     "class/change/accessory",
+    "class/diversity/oracle",
     "class/pres/oracle",
     "class/pres/dino",
     "class/drift/oracle",
     "class/drift/dino",
     "unrelated/class",
     "unrelated/identity",
+    "unrelated/drift/oracle",
+    "unrelated/drift/dino",
 )
 
 
 def means(rows: Sequence[Row]) -> dict[str, dict[str, Score]]:
-    """Metric -> {"base", "value", "difference"} over subjects, with intervals over subjects.
+    """Metric -> {"value", "base", "difference"} over subjects, with intervals over subjects.
 
-    A subject without a chosen snapshot counts with its last one. "floor" and "ceiling" stand beside
-    them where the runs have them. n: subjects that have the metric.
+    A subject without a chosen snapshot counts with its last one. What compares with the base
+    (drift, change, KID) has a value alone. "floor" and "ceiling" stand beside them where the runs
+    have them. n: subjects that have the metric.
     """
     result = {}
     for metric in metrics_of(rows):
-        having = [row for row in rows if metric in row.scores and metric in row.base]
-        pairs = [(row.base[metric]["value"], row.scores[metric]["value"]) for row in having]
-        parts = {
-            "base": mean([base for base, _ in pairs]),
-            "value": mean([value for _, value in pairs]),
-            "difference": mean([value - base for base, value in pairs]),
-        }
+        having = [row for row in rows if metric in row.scores]
+        parts = {"value": mean([row.scores[metric]["value"] for row in having])}
+        both = [row for row in having if metric in row.base]
+        if pairs := [(row.scores[metric]["value"], row.base[metric]["value"]) for row in both]:
+            parts["base"] = mean([base for _, base in pairs])
+            parts["difference"] = mean([value - base for value, base in pairs])
         for name in ("floor", "ceiling"):
             known = [getattr(row, name) for row in having]
             if values := [scores[metric]["value"] for scores in known if metric in scores]:

@@ -124,16 +124,27 @@ def _attempt(task: Task, run: Path | None) -> Outcome:
         (run / "evaluation.json").unlink(missing_ok=True)  # not whole, or it would be kept
     begun, started = time.monotonic(), datetime.now().isoformat(timespec="seconds")
     place = task.log.stat().st_size if task.log.exists() else 0
-    status = _run(task, command)
+    try:
+        status = _run(task, command)
+    except BaseException:
+        _record(task, started, time.monotonic() - begun, None, ("interrupted",))
+        raise
     seconds = time.monotonic() - begun
     run = run or next(reversed(runs_of(task.folder, task.name)), None)
     done = status == 0 and run is not None and evaluation_of(run) is not None
     tail = () if done else (*_said(task.log, place), _why(status))
+    _record(task, started, seconds, status, tail)
+    return Outcome(task, "done" if done else "failed", run, seconds, tail)
+
+
+def _record(
+    task: Task, started: str, seconds: float, status: int | None, tail: tuple[str, ...]
+) -> None:
+    """Note an attempt in the task's record; status None: it was interrupted."""
     attempt = {"started": started, "seconds": round(seconds, 1), "status": status, "tail": tail}
     record = read_json(task.record)
     attempts = record["attempts"] if isinstance(record, dict) and "attempts" in record else []
     write_json(task.record, {"name": task.name, "attempts": [*attempts, attempt]})
-    return Outcome(task, "done" if done else "failed", run, seconds, tail)
 
 
 def _run(task: Task, command: list[str]) -> int:

@@ -10,9 +10,10 @@ from typing import Any
 
 from ldm.checkpoint.files import explain_disk_errors, flush, staging, write_json
 from ldm.evaluation.metrics import Score
+from ldm.run.folder import read_facts
 from ldm.study.collect import HEADLINES, Failure, Row, collect, means, methods_of, metrics_of
 
-SHOWN = 8  # metrics in the table of single subjects
+SHOWN = 12  # metrics in the table of single subjects
 
 
 def write_tables(out: Path, title: str, notes: Sequence[str]) -> tuple[list[Row], list[Failure]]:
@@ -54,6 +55,7 @@ def _facts(rows: Sequence[Row]) -> dict[str, Any]:
         "subjects": len(rows),
         "with_a_chosen_snapshot": sum(row.chosen for row in rows),
         "run_seconds": round(sum(row.seconds for row in rows), 1),
+        "versions": read_facts(rows[0].run).get("versions", {}) if rows else {},
         "means": means(rows),
     }
 
@@ -113,7 +115,8 @@ def _subjects_table(rows: Sequence[Row]) -> str:
         cells = [row.method, row.subject, step]
         for metric in shown:
             score, base = row.scores.get(metric), row.base.get(metric)
-            cells.append(f"{score['value']:.2f} ({base['value']:.2f})" if score and base else "")
+            beside = f" ({base['value']:.2f})" if base else ""
+            cells.append(f"{score['value']:.2f}{beside}" if score else "")
         lines.append(cells)
     return markdown_table(["method", "subject", "chosen step", *shown], lines)
 

@@ -127,6 +127,7 @@ def test_an_interruption_stops_the_process_gently(task: MakeTask, tmp_path: Path
     with pytest.raises(KeyboardInterrupt):
         bring(one)
     assert "saved" in one.log.read_text()
+    assert json.loads(one.record.read_text())["attempts"][0]["tail"] == ["interrupted"]
     assert bring(one).state == "done"
 
 

@@ -76,8 +76,10 @@ def test_means_are_over_subjects_with_a_bootstrap_over_subjects() -> None:
 def test_a_metric_that_some_lack_says_how_many_have_it() -> None:
     extra = {"subject/setting": score(0.5)}
     rows = [a_row("m", "a", 0.9, 0.1), a_row("m", "b", 0.8, 0.1, **extra)]
+    found = means(rows)["subject/setting"]
+    assert found["value"]["n"] == 1 and found.keys() == {"value"}, "the base has none"
     rows[1].base["subject/setting"] = score(0.4)
-    assert means(rows)["subject/setting"]["value"]["n"] == 1
+    assert means(rows)["subject/setting"]["difference"]["value"] == pytest.approx(0.1)
 
 
 def test_rows_take_the_chosen_snapshot_or_say_that_there_is_none(tmp_path: Path) -> None:
