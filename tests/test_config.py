@@ -130,13 +130,14 @@ def test_null_and_optional_section() -> None:
     assert load_config([], ["prior=null"]).prior is None
     made = load_config([], ["prior=null", "prior.count=9"]).prior
     assert made is not None
-    noun = replace(Prior(), count=9, prompt="a drawing of a robot")
+    prompts = [prompt.replace("${subject.class_noun}", "robot") for prompt in Prior().prompt]
+    noun = replace(Prior(), count=9, prompt=prompts)
     assert made == noun
 
 
 def test_class_noun_reaches_the_prompts() -> None:
     config = load_config([MAIN_JOB], ["subject.class_noun=fish"])
-    assert config.prior and config.prior.prompt == "a drawing of a fish"
+    assert config.prior and config.prior.prompt[0] == "a drawing of a fish"
     assert config.subject.prompt == ["a drawing of [V] fish"]
 
 
@@ -320,6 +321,11 @@ def test_split_command_line() -> None:
         [Path("a.yaml"), Path("b.yaml")],
         ["x.y=1", "subject.prompt=a = b"],
     )
+
+
+def test_a_long_value_is_no_file_name() -> None:
+    word = f"samples.prompts={['a drawing of [V] robot'] * 20}"
+    assert split_command_line([word]) == ([], [word])
 
 
 def test_differences() -> None:

@@ -274,9 +274,10 @@ def _more_subjects_problems(config: Config) -> Iterator[str]:
             if "[V]" not in prompt and not (identifier and contains_word(prompt, identifier)):
                 yield f"{place}.prompt={prompt!r}: does not name the subject; put [V] into it"
             yield from _other_subjects(f"{place}.prompt", prompt)
-        if subject.prior_prompt is not None:
-            prompts = (f"{place}.prior_prompt", subject.prior_prompt, f"{place}.class_noun")
-            yield from _class_prompt_problems(*prompts, subject.class_noun, subject.identifier)
+        for prompt in subject.prior_prompt:
+            noun = (f"{place}.class_noun", subject.class_noun)
+            key = f"{place}.prior_prompt"
+            yield from _class_prompt_problems(key, prompt, *noun, subject.identifier)
 
 
 def _prior_problems(config: Config) -> Iterator[str]:
@@ -292,13 +293,11 @@ def _prior_problems(config: Config) -> Iterator[str]:
             "prior.images=subject: the subject's own pictures keep a class only with "
             "prior.target=base; with prior.target=data they would turn it into the subject"
         )
-    yield from _class_prompt_problems(
-        "prior.prompt",
-        prior.prompt,
-        "subject.class_noun",
-        subject.class_noun,
-        subject.identifier,
-    )
+    if not prior.prompt:
+        yield "prior.prompt=[]: give at least one, such as 'a photo of a dog', or set prior=null"
+    for prompt in prior.prompt:
+        noun = ("subject.class_noun", subject.class_noun)
+        yield from _class_prompt_problems("prior.prompt", prompt, *noun, subject.identifier)
     if prior.batch % max(config.training.accumulate, 1):
         yield (
             f"prior.batch={prior.batch}: must be a multiple of "

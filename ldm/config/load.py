@@ -129,7 +129,7 @@ def _read_override(override: str, assigner: Assigner) -> None:
 
 def split_command_line(words: list[str]) -> tuple[list[Path], list[str]]:
     """Part `a.yaml b.yaml key=value ...` into files and overrides (a word with = is no file)."""
-    overrides = [word for word in words if "=" in word and not Path(word).is_file()]
+    overrides = [word for word in words if "=" in word and not os.path.isfile(word)]
     return [Path(word) for word in words if word not in overrides], overrides
 
 

@@ -41,7 +41,7 @@ class MoreSubject:
     identifier: str = ""
     class_noun: str = ""
     prompt: list[str] = field(default_factory=list)  # []: subject.prompt with the nouns exchanged
-    prior_prompt: str | None = None  # None: prior.prompt with the nouns exchanged
+    prior_prompt: list[str] = field(default_factory=list)  # []: likewise prior.prompt
     weight: float = 1.0
 
 
@@ -56,32 +56,39 @@ class Data:
 
 @dataclass
 class Prior:
-    prompt: str = (
-        "a drawing of a ${subject.class_noun}"  # holds the class noun, never the identifier
-    )
+    prompt: list[str] = field(
+        default_factory=lambda: [
+            "a drawing of a ${subject.class_noun}",
+            "a drawing of a ${subject.class_noun} wearing a top hat",
+            "a drawing of a ${subject.class_noun} wearing a crown",
+            "a drawing of a ${subject.class_noun} wearing a scarf",
+            "a drawing of a ${subject.class_noun} wearing sunglasses",
+            "a drawing of a ${subject.class_noun} holding a balloon",
+        ]
+    )  # the bare one first; each holds the class noun, never the identifier
     images: Literal["cached", "live", "subject"] = "cached"
-    target: Literal["data", "base"] = "data"
-    count: int = 96  # class images to have, made where missing; of live ones those in use at a time
+    target: Literal["data", "base"] = "base"
+    count: int = 64  # class images of each prompt, made where missing; of live ones those in use
     uses: int = 4  # how often each live class image is used
-    batch: int = 4  # class samples per optimizer step, over all processes
+    batch: int = 8  # class samples per optimizer step, over all processes
     weight: float = 1.0  # of the prior loss
     weight_end: float | None = None  # at the last step; None: the weight stays
     folder: str | None = None  # your own class pictures, instead of made ones
     root: str = "data/prior"  # where made ones are kept for all runs
     seed: int = 0
     scale: float = 2.5
-    steps: int = 25
+    steps: int = 12
     sampler: Sampler = "dpmpp_2m"
     sampling_batch: int = 16  # pictures made at once
 
 
 @dataclass
 class Training:
-    steps: int = 300  # optimizer steps
+    steps: int = 400  # optimizer steps
     batch: int = 4  # subject samples per optimizer step, over all processes
     accumulate: int = 1  # forward passes a step is split into
     learning_rate: float = 1e-4
-    text_encoder_learning_rate: float | None = None  # None: the same
+    text_encoder_learning_rate: float | None = 2e-4  # None: the same
     weight_decay: float = 0.01
     betas: list[float] | None = None  # None: the optimizer's own
     schedule: Literal["constant", "linear", "cosine"] = "cosine"

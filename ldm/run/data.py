@@ -96,7 +96,7 @@ class RunData(pl.LightningDataModule):
         for number, subject in enumerate(self.ready.subjects):
             latents = self._encoded(subject.pictures, device, "pictures encoded")
             if prior and prior.images == "subject":
-                prompts = [[subject.class_prompt]] * len(latents)
+                prompts = [subject.class_prompts] * len(latents)
                 self.classes.append(
                     Pictures(latents, prompts, purpose=CLASS_PICTURE, number=number)
                 )
@@ -106,10 +106,14 @@ class RunData(pl.LightningDataModule):
         return sources
 
     def _cached_classes(self, prior: Prior, device: torch.device) -> list[Source]:
-        """One source per class, of class images on disk, made where they are missing."""
+        """One source per class prompt, of class images on disk, made where they are missing.
+
+        Your own class pictures are all of the first prompt.
+        """
         sources: list[Source] = []
-        for number, prompt in enumerate(class_prompts(self.ready.subjects)):
-            pictures = self.ready.own_class_pictures or self._made(prior, prompt, device)
+        own = self.ready.own_class_pictures
+        for number, prompt in enumerate(class_prompts(self.ready.subjects)[: 1 if own else None]):
+            pictures = own or self._made(prior, prompt, device)
             latents = self._encoded(pictures, device, "class images encoded")
             prompts = [[prompt]] * len(latents)
             sources.append(Pictures(latents, prompts, purpose=CLASS_PICTURE, number=number))

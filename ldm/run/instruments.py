@@ -110,8 +110,8 @@ def questions_of(config: Config, oracle: Any) -> "list[Question]":
 
 
 def class_prompt_of(config: Config) -> str:
-    """The bare class prompt: that of the class images, else the subject's with a for [V]."""
+    """The bare class prompt: the first of the class images', else the subject's with a for [V]."""
     subject, *_ = subjects_of(config)
     if subject.prior_prompt:
-        return fill(subject.prior_prompt, subject.identifier)
+        return fill(subject.prior_prompt[0], subject.identifier)
     return subject.prompt[0].replace("[V]", "a")

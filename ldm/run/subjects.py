@@ -17,30 +17,29 @@ class SubjectInputs:
     class_noun: str
     pictures: list[Path]
     prompts: list[list[str]]  # per picture, those to draw from, filled in
-    class_prompt: str  # "" without prior
+    class_prompts: list[str]  # the bare one first; none without prior
     weight: float
 
 
 def subjects_of(config: Config) -> list[MoreSubject]:
     """Every subject, the first one too, with all that follows from the first written out."""
     first = config.subject
-    prior_prompt = config.prior.prompt if config.prior else ""
+    prior_prompts = config.prior.prompt if config.prior else []
     subjects = [
         MoreSubject(
             first.pictures,
             first.identifier,
             first.class_noun,
             first.prompt,
-            prior_prompt,
+            prior_prompts,
             first.weight,
         )
     ]
     for other in config.subjects:
         nouns = (first.class_noun, other.class_noun)
         prompts = other.prompt or [exchange_noun(text, *nouns) for text in first.prompt]
-        if other.prior_prompt is None:
-            other = replace(other, prior_prompt=exchange_noun(prior_prompt, *nouns))
-        subjects.append(replace(other, prompt=prompts))
+        priors = other.prior_prompt or [exchange_noun(text, *nouns) for text in prior_prompts]
+        subjects.append(replace(other, prompt=prompts, prior_prompt=priors))
     return subjects
 
 
@@ -59,11 +58,11 @@ def find_inputs(config: Config) -> Iterator[SubjectInputs]:
             subject.class_noun,
             pictures,
             prompts_of(pictures, templates, subject.identifier, config.subject.captions),
-            fill(subject.prior_prompt or "", subject.identifier),
+            [fill(prompt, subject.identifier) for prompt in subject.prior_prompt],
             subject.weight,
         )
 
 
 def class_prompts(subjects: list[SubjectInputs]) -> list[str]:
     """The distinct class prompts: two dogs share their class images."""
-    return [prompt for prompt in dict.fromkeys(s.class_prompt for s in subjects) if prompt]
+    return [*dict.fromkeys(prompt for subject in subjects for prompt in subject.class_prompts)]

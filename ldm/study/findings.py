@@ -101,7 +101,7 @@ def _picture(study: "Study", space: Space, done: Sequence["FrozenTrial"]) -> "Fi
         _slice(ax, key, part, done)
     for ax in axes[len(space) + 1 :]:
         ax.set_axis_off()
-    figure.suptitle("fidelity within the gates (below -1: the gates refuse)")
+    figure.suptitle("fidelity within the gates, and trials that the gates refuse")
     return figure
 
 
@@ -126,11 +126,18 @@ def _slice(ax: "Axes", key: str, part: Any, done: Sequence["FrozenTrial"]) -> No
     passed = [trial for trial in done if trial.constraints.get(GATES, 1) <= 0]
     refused = [trial for trial in done if trial not in passed]
 
+    values = [trial.value or 0.0 for trial in passed]
+    # Refused ones lie far below: where some passed they stand on a line of their own.
+    line = min(values) - 0.15 * max(max(values) - min(values), 0.05) if values else None
+
     def points(trials: Sequence["FrozenTrial"]) -> tuple[list[Any], list[float]]:
         places = [t.params[key] if ranged else part.words.index(t.params[key]) for t in trials]
-        return places, [t.value or 0.0 for t in trials]
+        low = line if trials is refused else None
+        return places, [t.value or 0.0 if low is None else low for t in trials]
 
     ax.scatter(*points(refused), facecolors="none", edgecolors="tab:red", label="refused")
+    if line is not None and refused:
+        ax.axhline(line, color="tab:red", linewidth=0.5, linestyle=":")
     ax.scatter(*points(passed), color="tab:blue", label="passed")
     if passed:
         best = max(passed, key=lambda trial: trial.value or 0.0)
@@ -141,8 +148,8 @@ def _slice(ax: "Axes", key: str, part: Any, done: Sequence["FrozenTrial"]) -> No
         ax.set_xticks(range(len(part.words)), part.words)
         ax.margins(x=0.3)
     ax.set_title(_short(key))
-    ax.set_ylabel("value")
-    ax.legend(fontsize="small")
+    ax.set_ylabel("fidelity")
+    ax.legend(fontsize="small", loc="best")
 
 
 def _short(key: str) -> str:

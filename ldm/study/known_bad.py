@@ -235,8 +235,9 @@ def pooled(scores: Sequence[Score]) -> Score:
     """Mean over subjects of independent differences."""
     n = len(scores)
     value = sum(score["value"] for score in scores) / n
-    half = sum(((score["high"] - score["low"]) / 2) ** 2 for score in scores) ** 0.5 / n
-    return Score(value=value, low=value - half, high=value + half, n=n)
+    below = sum((score["value"] - score["low"]) ** 2 for score in scores) ** 0.5 / n
+    above = sum((score["high"] - score["value"]) ** 2 for score in scores) ** 0.5 / n
+    return Score(value=value, low=value - below, high=value + above, n=n)
 
 
 Results = Mapping[str, Mapping[str, Result]]  # variant -> subject -> result

@@ -26,22 +26,24 @@ def write_sheet(rows: Sequence[Row], path: Path) -> None:
     A run whose pictures are gone is left out with a warning; without any there is no file.
     """
     lines, labels = [], []
-    heads: list[str] = []
+    heads: list[list[str]] = []  # of each line
     left_out: dict[str, str] = {}
     several = len({row.method for row in rows}) > 1
     for row in rows:
         try:
-            pictures, heads = _line(row)
+            pictures, above = _line(row)
         except (UserError, OSError, IndexError) as error:
             left_out[f"{row.method}, {row.subject}"] = str(error)
             continue
         lines.append(pictures)
+        heads.append(above)
         labels.append(f"{row.method}: {row.subject}" if several else row.subject)
     if left_out:
         names, why = "; ".join(left_out), next(iter(left_out.values()))
         log.warning("left out of %s: %s (the first: %s)", path, names, why)
     if lines:
-        labelled_grid(lines, labels, heads, tile=SIDE).save(path)
+        columns = [" | ".join(dict.fromkeys(texts)) for texts in zip(*heads, strict=False)]
+        labelled_grid(lines, labels, columns, tile=SIDE).save(path)
 
 
 def _line(row: Row) -> tuple[list[Image.Image], list[str]]:

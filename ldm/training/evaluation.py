@@ -9,7 +9,6 @@ import torch
 
 from ldm.errors import UserError
 from ldm.training.callbacks import Interrupted
-from ldm.training.loggers import Guarded
 from ldm.training.metrics import Metrics, fill_rows
 from ldm.training.optim import weights_to_look_at
 from ldm.training.samples import undisturbed
@@ -80,5 +79,4 @@ def log_numbers(trainer: pl.Trainer, numbers: Mapping[int, Mapping[str, float]])
     for logger in trainer.loggers:
         for step, values in numbers.items():
             named = {f"evaluation/{metric}": value for metric, value in values.items()}
-            if isinstance(logger, Guarded):
-                logger.log_late(named, step)
+            logger.log_metrics(named, step)

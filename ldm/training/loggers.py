@@ -1,7 +1,7 @@
 """Loggers that cannot stop training."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -65,17 +65,6 @@ class Guarded(Logger):
 
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:
         self._try(lambda: self.logger.log_metrics(metrics, step))
-
-    def log_late(self, metrics: Mapping[str, float], step: int) -> None:
-        """Numbers of an earlier step, also when training is over and files are closed."""
-
-        def give() -> None:
-            if isinstance(self.logger, TensorBoardLogger):
-                # A file opened anew would have TensorBoard forget what a resumed run has drawn.
-                self.logger.experiment.purge_step = None
-            self.logger.log_metrics(dict(metrics), step)
-
-        self._try(give)
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         self._try(lambda: self.logger.log_hyperparams(params, *args, **kwargs))

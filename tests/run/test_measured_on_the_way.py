@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
+    EventAccumulator,
+)
 
 import main
 from ldm.checkpoint import list_snapshots
@@ -138,6 +141,10 @@ def test_stopped_while_measuring_it_goes_on_there(
     assert difference(run, whole, step=5) == 0
     assert rows_of(run) == rows_of(whole)
     assert result_of(run)["snapshots"] == result_of(whole)["snapshots"]
+    events = EventAccumulator(str(run)).Reload()
+    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4, 5], "none forgotten"
+    measured = {event.step for event in events.Scalars("evaluation/subject/identity")}
+    assert measured == {0, 1, 2, 3, 4, 5}
 
 
 def test_what_fails_costs_the_numbers_of_a_step(

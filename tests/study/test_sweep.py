@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import scripts.sweep
-from ldm.config import load_config
+from ldm.config import flat, load_config
 from ldm.errors import UserError
 from ldm.study import sweep
 from ldm.study.space import Choice, Range, corners, overrides, read_space, within
@@ -148,8 +148,10 @@ def test_a_sweep_finds_the_best_that_passes(out: Path, capsys: pytest.CaptureFix
         rows = list(csv.DictReader(file))
     assert len(rows) == 9
     first = rows[0]
-    assert first["training.steps"] == "300" and first["prior.target"] == "data", "as it is"
-    assert float(first["training.learning_rate"]) == 1e-4
+    as_it_is = flat(load_config([MAIN_JOB], []))
+    assert int(first["training.steps"]) == as_it_is["training.steps"]
+    assert first["prior.target"] == as_it_is["prior.target"]
+    assert float(first["training.learning_rate"]) == as_it_is["training.learning_rate"]
     for row in rows:  # the stand-in: fidelity 0.51 + steps / 2000 + rate, refused from 600 on
         steps = int(row["training.steps"])
         value = 0.51 + steps / 2000 + float(row["training.learning_rate"])

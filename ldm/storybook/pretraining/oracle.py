@@ -19,8 +19,8 @@ from ldm.storybook.pretraining.loop import Loop, LoopSettings
 from ldm.storybook.pretraining.vae import recolour, to_unit
 
 TEMPERATURE = 0.07
-SPOILT_SHARE = 0.15
-DECODED_SHARE = 0.125  # pictures that went through the VAE, as all that a model draws do
+SPOILT_SHARE = 0.2
+DECODED_SHARE = 0.25  # pictures that went through the VAE, as all that a model draws do
 
 
 def spoil(pictures: Tensor, rng: np.random.Generator, kind: int | None = None) -> Tensor:
