@@ -154,11 +154,6 @@ def _training_problems(config: Config) -> Iterator[str]:
             f"alone until training.pivotal={training.pivotal}; stop no sooner, or take 0 to train "
             "nothing but the embedding of the text encoder"
         )
-    if training.text_encoder_learning_rate is not None and not model.train_text_encoder:
-        yield (
-            f"training.text_encoder_learning_rate={training.text_encoder_learning_rate}: nothing "
-            "uses it where model.train_text_encoder=false; set one of them"
-        )
     if training.text_encoder_stop < 1 and not model.train_text_encoder:
         yield (
             f"training.text_encoder_stop={training.text_encoder_stop}: nothing uses it where "

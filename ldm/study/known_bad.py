@@ -140,7 +140,11 @@ def words_for(name: str, steps: int, other_noun: str, prompts: Sequence[str]) ->
         "no_prior": ["prior=null"],
         "wrong_noun": [f"subject.class_noun={other_noun}"],
         "no_noun": ["subject.prompt=a drawing of [V]", f"evaluation.prompts={list(prompts)!r}"],
-        "frozen_text": ["model.train_text_encoder=false"],
+        "frozen_text": [
+            "model.train_text_encoder=false",
+            "training.text_encoder_learning_rate=null",
+            "training.text_encoder_stop=1.0",
+        ],
     }
     length = [f"training.steps={count}", f"snapshots.every={count}", "samples.every=0"]
     return [*length, "evaluation.export=false", *special.get(name, [])]

@@ -109,7 +109,13 @@ TOY = {
         "half_trained_count": 2,
         "loop": {"steps": 2},
     },
-    "oracle": {"channels": [8, 8, 8, 8], "features": 16, "families": 2, "loop": {"steps": 2}},
+    "oracle": {
+        "channels": [8, 8, 8, 8],
+        "features": 16,
+        "families": 2,
+        "settling": 16,
+        "loop": {"steps": 2},
+    },
     "identity": {"subjects": 8},
     "score": {"prompts": 4, "renders": 8, "pairs": 4, "subjects": 8, "class_images": 1},
 }

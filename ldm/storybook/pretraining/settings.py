@@ -49,7 +49,8 @@ class OracleSettings:
     features: int = 256
     embedding: int = 64
     families: int = 4  # of eight things with four pictures each, a step
-    loop: LoopSettings = field(default_factory=lambda: LoopSettings(7000, 2e-3))
+    settling: int = 4000  # pictures on which the "none" answer is settled
+    loop: LoopSettings = field(default_factory=lambda: LoopSettings(3100, 2e-3))
 
 
 @dataclass

@@ -32,7 +32,7 @@ from ldm.storybook.pretraining.diffusion import (
 )
 from ldm.storybook.pretraining.identity import RIVALS, draw_gallery, find_threshold
 from ldm.storybook.pretraining.lessons import draw_lesson
-from ldm.storybook.pretraining.oracle import train_oracle
+from ldm.storybook.pretraining.oracle import settle_none, train_oracle
 from ldm.storybook.pretraining.pool import Pool, draw_pool, save_array
 from ldm.storybook.pretraining.score import score_stage
 from ldm.storybook.pretraining.settings import PretrainSettings
@@ -225,6 +225,8 @@ def oracle_stage(settings: PretrainSettings) -> None:
         settings.seed,
         work / "oracle.pt",
     )
+    fresh = draw_pool(wanted.settling, settings.seed + SETTLING, subject_share=0.4, variants=1)
+    settle_none(oracle, fresh.pictures)
     shipped = {k: v.half() if v.is_floating_point() else v for k, v in oracle.state_dict().items()}
     oracle.load_state_dict(shipped)
     gallery = draw_gallery(oracle, settings.identity.subjects, settings.seed + GALLERY)
