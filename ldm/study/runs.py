@@ -126,7 +126,7 @@ def _attempt(task: Task, run: Path | None) -> Outcome:
     place = task.log.stat().st_size if task.log.exists() else 0
     try:
         status = _run(task, command)
-    except BaseException:
+    except KeyboardInterrupt:
         _record(task, started, time.monotonic() - begun, None, ("interrupted",))
         raise
     seconds = time.monotonic() - begun

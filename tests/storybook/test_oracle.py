@@ -28,10 +28,12 @@ from ldm.storybook.pretraining.lessons import (
     draw_lesson,
 )
 from ldm.storybook.pretraining.oracle import (
+    REFUSED,
     SPOILER_NAMES,
     TEMPERATURE,
     Details,
     contrast,
+    settle_none,
     spoil,
 )
 from ldm.storybook.pretraining.score import score_oracle, score_pairs
@@ -168,6 +170,19 @@ def test_spoiling_leaves_no_picture_as_it_was(kind: int) -> None:
     spoilt = spoil(pictures, np.random.default_rng(0), kind)
     assert spoilt.shape == pictures.shape
     assert (spoilt - pictures).abs().mean((1, 2, 3)).min() > 0.02
+
+
+def test_settling_refuses_few_good_pictures_and_changes_nothing_else() -> None:
+    torch.manual_seed(0)
+    oracle = StorybookOracle([4, 4, 4, 4], features=8).eval().requires_grad_(False)
+    good = np.random.default_rng(0).integers(0, 256, (2000, 64, 64, 3), dtype=np.uint8)
+    before = oracle(to_unit(good[:100]))
+    settle_none(oracle, good)
+    after = oracle(to_unit(good[:100]))
+    refused = torch.cat([oracle(to_unit(part))["none"] > 0 for part in np.split(good, 4)])
+    assert refused.float().mean().item() == pytest.approx(REFUSED, abs=0.001)
+    assert (after["none"] - before["none"]).std() < 1e-5
+    assert torch.equal(after["embedding"], before["embedding"])
 
 
 def test_contrast_is_the_papers_formula() -> None:

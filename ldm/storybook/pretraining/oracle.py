@@ -115,7 +115,7 @@ def settle_none(oracle: StorybookOracle, pictures: np.ndarray) -> None:
     Training makes it as sure of renders as it can; a little less catches many more bad pictures.
     """
     logits = torch.cat([oracle(to_unit(part))["none"] for part in np.array_split(pictures, 16)])
-    oracle.none.bias -= logits.quantile(1 - REFUSED)
+    oracle.none.bias.sub_(logits.quantile(1 - REFUSED))
 
 
 @torch.no_grad()
@@ -178,7 +178,8 @@ def train_oracle(
     """Train on `families` families a step; `half_trained` pictures (N x 64 x 64 x 3) are "none"."""
     details = Details(oracle.features)
     networks = nn.ModuleDict({"oracle": oracle, "details": details})
-    loop = Loop(networks.to(memory_format=torch.channels_last), settings, state)
+    nn.utils.convert_conv2d_weight_memory_format(networks, torch.channels_last)  # faster
+    loop = Loop(networks, settings, state)
     per_family = FAMILY * VIEWS
     available = len(lesson.pictures) // per_family
 
@@ -209,7 +210,8 @@ def train_oracle(
     networks.train()
     loop.run(loss_at)
     loop.load_average()
-    return oracle.to(memory_format=torch.contiguous_format).eval().requires_grad_(False)
+    nn.utils.convert_conv2d_weight_memory_format(oracle, torch.contiguous_format)
+    return oracle.eval().requires_grad_(False)
 
 
 def _bad(good: Tensor, half_trained: np.ndarray, rng: np.random.Generator) -> Tensor:

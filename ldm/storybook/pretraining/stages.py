@@ -40,12 +40,8 @@ from ldm.storybook.pretraining.tokenizer import train_tokenizer
 from ldm.storybook.pretraining.vae import new_vae, train_decoder, train_vae
 
 log = logging.getLogger(__name__)
-VAE_POOL, DIFFUSION_POOL, LESSON, GALLERY = (
-    11,
-    12,
-    13,
-    14,
-)  # added to the seed, so that pools differ
+# Added to the seed, so that pools differ.
+VAE_POOL, DIFFUSION_POOL, LESSON, GALLERY, SETTLING = 11, 12, 13, 14, 15
 
 
 def _start(settings: PretrainSettings) -> BaseModel | None:
