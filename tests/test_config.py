@@ -181,7 +181,7 @@ def test_class_noun_reaches_the_prompts() -> None:
         ("seed=-1", "at least 0"),
         ("training.accumulate=3 prior=null", "training.batch=4: must be a multiple"),
         ("prior.batch=3 training.accumulate=2", "prior.batch=3: must be a multiple"),
-        ("training.warmup=401", "longer than training.steps=400"),
+        ("training.warmup=501", "longer than training.steps=500"),
         ("samples.prompts=[]", "samples.every=0"),
         ("subject.prompt=[]", "at least one prompt"),
         ("subject.prompt=a robot", "put [V] where"),
