@@ -243,7 +243,7 @@ def test_class_noun_reaches_the_prompts() -> None:
         ("name=a/b", "letters"),
         ("evaluation.oracle=ldm.storybook", "package.module:Name"),
         ("evaluation.class_images=1", "at least 2"),
-        ("evaluation.every=150", "must be a multiple of snapshots.every=100"),
+        ("evaluation.every=150", "must be a multiple of snapshots.every=250"),
         ("evaluation.patience=2", "nothing is measured while training; set evaluation.every"),
         ("evaluation.final=false", "nothing is ever measured"),
         ("evaluation.margins={drift: -1}", "{drift: -1.0}: must be a number of at least 0"),

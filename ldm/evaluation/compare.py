@@ -18,7 +18,7 @@ from ldm.evaluation.gates import REPORTING, difference
 from ldm.evaluation.measured import Measured, read_measured
 from ldm.evaluation.metrics import Score
 from ldm.evaluation.report.data import RunFiles, number, read_run
-from ldm.evaluation.report.terms import (
+from ldm.evaluation.terms import (
     DOWN,
     HEADLINES,
     UP,

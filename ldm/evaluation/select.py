@@ -18,6 +18,7 @@ from ldm.evaluation.gates import (
 )
 from ldm.evaluation.measured import Measured
 from ldm.evaluation.metrics import Score
+from ldm.evaluation.terms import full_name
 
 BETWEEN = (
     "no step lies between too little and too much; a lower learning rate with more steps, more "
@@ -110,7 +111,7 @@ def verdict(
     fidelity = choice.fidelity
     if choice.chosen is None:
         step = nearest(choice)
-        broken = ", ".join(gate.name for gate in choice.broken(step))
+        broken = ", ".join(_plain(gate.name) for gate in choice.broken(step))
         return (
             f"No snapshot is good enough; step {step} comes nearest and fails in {broken}. "
             f"What to change: {advice(choice)}."
@@ -121,7 +122,7 @@ def verdict(
     if fidelity in ceiling:
         compared += f", that of real pictures {ceiling[fidelity]['value']:.2f}"
     first = (
-        f"Step {choice.chosen}, {others}, passes every gate; its {fidelity} is "
+        f"Step {choice.chosen}, {others}, passes every gate; its {full_name(fidelity)} is "
         f"{_interval(scores[fidelity])} ({compared})."
     )
     told = [
@@ -146,7 +147,7 @@ def should_stop(fidelity: str, snapshots: Snapshots, choice: Choice, patience: i
         return f"step {steps[-1]} has learnt the subject but {_said(lost[0])}"
     values = [snapshots[step].scores[CHOOSING][fidelity]["value"] for step in steps]
     if len(values) > patience and max(values[-patience:]) <= max(values[:-patience]):
-        return f"{fidelity} has not risen for {patience} measurements, up to step {steps[-1]}"
+        return f"{full_name(fidelity)} has not risen for {patience} measurements, up to step {steps[-1]}"
     return None
 
 
@@ -172,11 +173,17 @@ def _advised(gates: Sequence[Gate]) -> str:
 
 
 def _said(gate: Gate) -> str:
-    return f"{gate.name} is {gate.value:.3g}, limit {gate.limit:.3g}"
+    return f"{_plain(gate.name)} is {gate.value:.3g}, limit {gate.limit:.3g}"
+
+
+def _plain(gate: str) -> str:
+    """A gate's name in words."""
+    metric, *note = gate.split(" ", 1)
+    return " ".join([full_name(metric), *note])
 
 
 def _gain(fidelity: str, gain: Score) -> str:
-    return f"{fidelity} differs by {_interval(gain, '+.3f')} over {gain['n']} prompts"
+    return f"{full_name(fidelity)} differs by {_interval(gain, '+.3f')} over {gain['n']} prompts"
 
 
 def _interval(score: Score, form: str = ".2f") -> str:

@@ -11,7 +11,7 @@ from rich.table import Table
 from ldm.config import Config
 from ldm.errors import UserError
 from ldm.evaluation.metrics import Score
-from ldm.evaluation.report.terms import figure, in_order, interval, term
+from ldm.evaluation.terms import figure, in_order, interval, term
 from ldm.run.job import Job
 from ldm.run.measuring import write_report_or_warn
 from ldm.run.prepare import Prepared

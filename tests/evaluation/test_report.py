@@ -19,7 +19,7 @@ from PIL import Image, ImageColor
 from ldm.errors import UserError
 from ldm.evaluation.report import figures, plots, view, write_report
 from ldm.evaluation.report.data import BASE, read_run
-from ldm.evaluation.report.terms import GROUPS, figure, in_order, interval, term
+from ldm.evaluation.terms import GROUPS, figure, in_order, interval, term
 from tests.evaluation.reported import CLASS, UNRELATED, draw_pictures, make_run, scores
 
 ROOT = Path(__file__).parents[2]

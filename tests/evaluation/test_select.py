@@ -16,6 +16,7 @@ from ldm.evaluation.measured import Measured
 from ldm.evaluation.metrics import Score
 from ldm.evaluation.rows import column_scores, places_of
 from ldm.evaluation.select import Choice, advice, nearest, select, should_stop, verdict
+from ldm.evaluation.terms import full_name
 
 FIDELITY = "subject/fidelity/oracle"
 BASE: dict[str, float] = {
@@ -186,7 +187,7 @@ def test_each_gate_breaks_alone(metric: str, bad: float, kind: str) -> None:
     least = metric in BELOW
     assert (gate.value < gate.limit) == least
     told = "\n".join(choice.reasons)
-    assert metric in told and f"limit {gate.limit:.3g}" in told and gate.advice in told
+    assert full_name(metric) in told and f"limit {gate.limit:.3g}" in told and gate.advice in told
 
 
 def test_every_gate_but_those_of_fidelity_was_broken() -> None:
@@ -332,7 +333,10 @@ def test_the_highest_fidelity_of_those_that_pass() -> None:
     assert choice.chosen == 200
     told = "\n".join(choice.reasons)
     assert "Step 200 is the first that passes every gate." in told
-    assert "Step 100 is refused" in told and "Step 300 is refused: class/identity is 0.5" in told
+    assert (
+        "Step 100 is refused" in told
+        and "Step 300 is refused: class, leak: recognised as the subject is 0.5" in told
+    )
     assert "What to change" not in told
 
 
@@ -413,7 +417,7 @@ def test_the_verdict_is_two_sentences_about_the_reporting_half() -> None:
     one.scores["reporting"][FIDELITY] = score(0.77, 0.03)
     text = verdict(choose(one), base, {100: one}, CEILING)
     assert text.startswith(
-        f"Step 100, the only snapshot, passes every gate; its {FIDELITY} is 0.77 (0.74 to 0.80) "
+        f"Step 100, the only snapshot, passes every gate; its {full_name(FIDELITY)} is 0.77 (0.74 to 0.80) "
         "(the untouched base's is 0.20, that of real pictures 0.85). Beside it: "
     )
     assert "show the subject 0.00 (base 0.00)" in text and text.count(". ") == 1
@@ -446,7 +450,7 @@ def test_training_ends_when_fidelity_no_longer_rises() -> None:
 def test_training_ends_when_what_was_known_is_lost() -> None:
     lost = GOOD | {"class/identity": 0.4}
     told = stops(GOOD, lost)
-    assert told is not None and "step 200 has learnt the subject but class/identity" in told
+    assert told is not None and "step 200 has learnt the subject but class, leak" in told
     assert stops(GOOD, GOOD | {"subject/copied/oracle": 0.9}) is not None
     assert stops(lost, GOOD) is None, "the last one counts"
     assert stops(GOOD, GOOD | {"subject/prompt/oracle": 0.4}) is None

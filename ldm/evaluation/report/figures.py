@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from ldm.evaluation.report import plots
 from ldm.evaluation.report.data import BASE, RunFiles, number
 from ldm.evaluation.report.plots import Line, Mark, Point
-from ldm.evaluation.report.terms import SPACES
+from ldm.evaluation.terms import SPACES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

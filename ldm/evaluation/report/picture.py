@@ -10,7 +10,7 @@ from ldm.evaluation.report import figures, plots, view
 from ldm.evaluation.report.data import BASE, RunFiles
 from ldm.evaluation.report.html import title, verdict
 from ldm.evaluation.report.table import NOTHING, cell
-from ldm.evaluation.report.terms import HEADLINES, full_name, in_order, term
+from ldm.evaluation.terms import HEADLINES, full_name, in_order, term
 from ldm.sampling.grid import Font, labelled_grid, wrapped
 
 WIDTH = 1600  # pixels

@@ -8,7 +8,7 @@ from ldm.evaluation.report import figures, plots, view
 from ldm.evaluation.report.data import BASE, number
 from ldm.evaluation.report.html import grid_of, render, title, verdict
 from ldm.evaluation.report.table import cell
-from ldm.evaluation.report.terms import GROUPS, SPACES, UP, term
+from ldm.evaluation.terms import GROUPS, SPACES, UP, term
 
 if TYPE_CHECKING:
     from ldm.evaluation.compare import Comparison, Method

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ldm.evaluation.report.data import BASE, RunFiles, number
-from ldm.evaluation.report.terms import GROUPS, UP, Term, figure, in_order, interval, term
+from ldm.evaluation.terms import GROUPS, UP, Term, figure, in_order, interval, term
 
 NOTHING = "–"
 
