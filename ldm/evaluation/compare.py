@@ -18,6 +18,7 @@ from ldm.evaluation.gates import REPORTING, difference
 from ldm.evaluation.measured import Measured, read_measured
 from ldm.evaluation.metrics import Score
 from ldm.evaluation.report.data import RunFiles, number, read_run
+from ldm.evaluation.report.write import write_text
 from ldm.evaluation.terms import (
     DOWN,
     HEADLINES,
@@ -28,7 +29,6 @@ from ldm.evaluation.terms import (
     interval,
     term,
 )
-from ldm.evaluation.report.write import write_text
 
 if TYPE_CHECKING:
     from rich.table import Table

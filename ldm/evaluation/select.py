@@ -111,7 +111,7 @@ def verdict(
     fidelity = choice.fidelity
     if choice.chosen is None:
         step = nearest(choice)
-        broken = ", ".join(_plain(gate.name) for gate in choice.broken(step))
+        broken = "; ".join(_plain(gate.name) for gate in choice.broken(step))
         return (
             f"No snapshot is good enough; step {step} comes nearest and fails in {broken}. "
             f"What to change: {advice(choice)}."
@@ -147,7 +147,8 @@ def should_stop(fidelity: str, snapshots: Snapshots, choice: Choice, patience: i
         return f"step {steps[-1]} has learnt the subject but {_said(lost[0])}"
     values = [snapshots[step].scores[CHOOSING][fidelity]["value"] for step in steps]
     if len(values) > patience and max(values[-patience:]) <= max(values[:-patience]):
-        return f"{full_name(fidelity)} has not risen for {patience} measurements, up to step {steps[-1]}"
+        name = full_name(fidelity)
+        return f"{name} has not risen for {patience} measurements, up to step {steps[-1]}"
     return None
 
 

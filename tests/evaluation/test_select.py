@@ -417,14 +417,16 @@ def test_the_verdict_is_two_sentences_about_the_reporting_half() -> None:
     one.scores["reporting"][FIDELITY] = score(0.77, 0.03)
     text = verdict(choose(one), base, {100: one}, CEILING)
     assert text.startswith(
-        f"Step 100, the only snapshot, passes every gate; its {full_name(FIDELITY)} is 0.77 (0.74 to 0.80) "
+        f"Step 100, the only snapshot, passes every gate; its {full_name(FIDELITY)} is 0.77 "
+        "(0.74 to 0.80) "
         "(the untouched base's is 0.20, that of real pictures 0.85). Beside it: "
     )
     assert "show the subject 0.00 (base 0.00)" in text and text.count(". ") == 1
     late = measured(GOOD | {"class/identity": 0.4})
     text = verdict(choose(late), base, {100: late}, CEILING)
     assert text == (
-        "No snapshot is good enough; step 100 comes nearest and fails in class/identity. "
+        "No snapshot is good enough; step 100 comes nearest and fails in "
+        "class, leak: recognised as the subject. "
         f"What to change: {module.KEEP}."
     )
 
