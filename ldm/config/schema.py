@@ -84,11 +84,11 @@ class Prior:
 
 @dataclass
 class Training:
-    steps: int = 500  # optimizer steps
+    steps: int = 600  # optimizer steps
     batch: int = 4  # subject samples per optimizer step, over all processes
     accumulate: int = 1  # forward passes a step is split into
     learning_rate: float = 1.5e-4
-    text_encoder_learning_rate: float | None = 3e-4  # None: the same
+    text_encoder_learning_rate: float | None = 1.5e-4  # None: the same
     weight_decay: float = 0.01
     betas: list[float] | None = None  # None: the optimizer's own
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
@@ -134,7 +134,7 @@ class Ema:
 
 @dataclass
 class Snapshots:
-    every: int = 250  # steps; the last step is always kept
+    every: int = 300  # steps; the last step is always kept
     keep: int | None = None  # the newest N; None: all
 
 
@@ -150,7 +150,7 @@ class Sampling:
 
 @dataclass
 class Samples:
-    every: int = 250  # steps between grids; 0: none
+    every: int = 300  # steps between grids; 0: none
     prompts: list[str] = field(
         default_factory=lambda: [
             "a drawing of [V] ${subject.class_noun}",

@@ -181,7 +181,6 @@ def test_short_form_on_the_embedded_base(tmp_path: Path, monkeypatch: pytest.Mon
     words += ["--out", str(tmp_path), "--runs", str(tmp_path / "runs")]
     words += ["training.steps=200", "evaluation.class_images=48", "evaluation.images=2"]
     words += ["evaluation.unrelated_images=1", "evaluation.steps=8", f"prior.root={tmp_path}/prior"]
-    words += ["prior.count=16"]
     words += [f"evaluation.root={tmp_path}/base", f"data.cache={tmp_path}/cache"]
     scripts.known_bad.main(words)
     content = json.loads((tmp_path / "known_bad.json").read_text())
