@@ -13,8 +13,8 @@ demo: .venv/ready
 		--prompt "a drawing of [V] robot on the moon" \
 		--prompt "a drawing of [V] robot wearing a crown in the snow" \
 		--prompt "a drawing of a robot" && \
-	echo "pictures: $$run/sheet.png (look first), $$run/demo, $$run/samples" && \
-	echo "numbers:  $$run/evaluation.json and $$run/metrics.csv"
+	echo "look first: $$run/report.html; pictures: $$run/sheet.png, $$run/demo, $$run/samples" && \
+	echo "numbers:    $$run/evaluation.json and $$run/metrics.csv"
 
 test: .venv/ready
 	$(BIN)/ruff check .

@@ -75,7 +75,7 @@ def evaluate(args: argparse.Namespace) -> list[Path]:
     from rich.console import Console
 
     from ldm.evaluation.compare import compare, comparison_table, write_comparison
-    from ldm.run.again import Told, find_models, measure_model, measure_run
+    from ldm.run.again import Told, check_models, find_models, measure_model, measure_run
     from ldm.run.device import device_of
     from ldm.run.finish import print_result
 
@@ -87,8 +87,8 @@ def evaluate(args: argparse.Namespace) -> list[Path]:
         print_result(result, max(map(int, result["snapshots"])), console)
         folders.append(run)
     told = Told(args.identifier, args.class_noun, args.base, args.pictures)
-    for source in find_models(args.model):
-        folders.append(measure_model(source, out, told, args.files, args.overrides, device))
+    models = check_models(find_models(args.model), out, told, args.files, args.overrides)
+    folders += [measure_model(model, device) for model in models]
     if len(folders) > 1:
         comparison = compare(folders)
         console.print(comparison_table(comparison))

@@ -246,6 +246,11 @@ def test_class_noun_reaches_the_prompts() -> None:
         ("evaluation.every=200", "must be a multiple of snapshots.every=300"),
         ("evaluation.patience=2", "nothing is measured while training; set evaluation.every"),
         ("evaluation.final=false", "nothing is ever measured"),
+        (
+            "snapshots.every=10 evaluation.every=90000 evaluation.final=false",
+            "nothing is ever measured; lower it",
+        ),
+        ("evaluation.oracle=null", "there is nothing to compare"),
         ("evaluation.margins={drift: -1}", "{drift: -1.0}: must be a number of at least 0"),
         ("evaluation.prompts=['a robot']", "evaluation.prompts='a robot': does not name"),
         ("evaluation.unrelated=['a sks hat']", "'a sks hat': must not name the subject"),

@@ -211,6 +211,17 @@ def _evaluation_problems(config: Config) -> Iterator[str]:
             "evaluation.final=false: with evaluation.every=null nothing is ever measured; set one "
             "of them, or evaluation=null"
         )
+    steps = config.training.steps
+    if every is not None and every > steps and not evaluation.final:
+        yield (
+            f"evaluation.every={every}: with evaluation.final=false and training.steps={steps} "
+            "nothing is ever measured; lower it, set final, or evaluation=null"
+        )
+    if not (oracle or evaluation.dino or evaluation.clip):
+        yield (
+            "evaluation.oracle=null: with dino and clip null too there is nothing to compare "
+            "pictures with; set one of the three, or evaluation=null"
+        )
     for name, margin in evaluation.margins.items():
         if not 0 <= margin < math.inf:
             yield f"evaluation.margins={{{name}: {margin}}}: must be a number of at least 0"

@@ -87,8 +87,8 @@ class Training:
     steps: int = 600  # optimizer steps
     batch: int = 4  # subject samples per optimizer step, over all processes
     accumulate: int = 1  # forward passes a step is split into
-    learning_rate: float = 1.5e-4
-    text_encoder_learning_rate: float | None = 1.5e-4  # None: the same
+    learning_rate: float = 1e-4
+    text_encoder_learning_rate: float | None = 2e-4  # None: the same
     weight_decay: float = 0.01
     betas: list[float] | None = None  # None: the optimizer's own
     schedule: Literal["constant", "linear", "cosine"] = "cosine"

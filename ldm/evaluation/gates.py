@@ -2,7 +2,7 @@
 
 A gate breaks only where a score's 95 % interval lies wholly beyond its limit, so that noise alone
 refuses nothing. That the subject was learnt has to be shown, though: there the lower end counts
-against the base's upper end, and the value itself against half of the way.
+against the base's upper end, and the value itself against half of the way and the least identity.
 
 Everything here works on the choosing half of the prompts and on nothing but `Measured`.
 """
@@ -140,6 +140,12 @@ class Judge:
             return []
         return [Gate(metric, score["high"] >= limit, score["value"], limit, advice)]
 
+    def shown(self, metric: str, limit: float, advice: str) -> list[Gate]:
+        """As `at_least`, but noise counts against it: the value itself must reach the limit."""
+        if (score := self.scores.get(metric)) is None:
+            return []
+        return [Gate(metric, score["value"] >= limit, score["value"], limit, advice)]
+
     def no_rise(self, metric: str, margin: float, advice: str) -> list[Gate]:
         """Not above the base by more than `margin`, picture by picture."""
         found, score = difference(metric, self.snapshot, self.base), self.scores.get(metric)
@@ -191,7 +197,7 @@ def _learnt(
         passed = now["value"] >= way
         gates.append(Gate(f"{fidelity} (half of the way)", passed, now["value"], way, LEARN))
         gates += judge.at_most(fidelity, real["high"], VARY, " (under the ceiling)")
-    return gates + judge.at_least("subject/identity", margins.identity, LEARN)
+    return gates + judge.shown("subject/identity", margins.identity, LEARN)
 
 
 def _prompt(judge: Judge, margins: Margins) -> list[Gate]:

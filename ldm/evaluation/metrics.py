@@ -14,6 +14,7 @@ import numpy as np
 
 RESAMPLES = 1000
 Z95 = 1.959964  # two-sided 95 % of the normal distribution
+T95 = (12.7062, 4.3027, 3.1824, 2.7764)  # two-sided 95 % of Student's t, 1 to 4 degrees of freedom
 NORMAL = 95  # percentile: what is still normal among pictures that are no copies
 
 
@@ -175,6 +176,11 @@ def paired_difference(
     Pictures of one prompt are alike, so that the prompts, not the pictures, are the independent
     observations. a, b, groups: one entry per picture. n: groups. With one group only, its pictures
     are resampled: that says nothing of other prompts. ValueError: lengths differ, or none.
+
+    Percentiles of the bootstrap of n groups are too narrow by sqrt((n - 1) / n), as they take the
+    plug-in variance, and by the normal's quantile in place of Student's (Hesterberg, Am. Stat. 69,
+    2015, sec. 3.2): of 6 groups they hold the truth in 86 % instead of 95 %. The ends are moved
+    away from the mean by both factors; of many groups they stay where they are.
     """
     if not len(a) == len(b) == len(groups):
         raise ValueError(f"{len(a)}, {len(b)} values and {len(groups)} groups: not paired")
@@ -186,8 +192,23 @@ def paired_difference(
         raise ValueError("a difference of no observations")
     sums = np.bincount(places, weights=difference)
     sizes = np.bincount(places)
-    counts = _resamples(len(names), _generator())
-    return _score(float(difference.mean()), (counts @ sums) / (counts @ sizes), len(names))
+    n, value = len(names), float(difference.mean())
+    counts = _resamples(n, _generator())
+    wider = math.sqrt(n / (n - 1)) * _t95(n - 1) / Z95
+    return _score(value, value + wider * ((counts @ sums) / (counts @ sizes) - value), n)
+
+
+def _t95(degrees: int) -> float:
+    """Two-sided 95 % of Student's t; from 5 degrees on by a series, off by less than .003 there.
+
+    Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.5.
+    """
+    if degrees <= len(T95):
+        return T95[degrees - 1]
+    z, v = Z95, degrees
+    first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    return z + first / v + second / v**2 + third / v**3
 
 
 def _float64(values: Sequence[float] | np.ndarray) -> np.ndarray:

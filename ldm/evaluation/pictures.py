@@ -146,7 +146,7 @@ def draw(
     generate(model, [], [], **settings)  # of nothing: refuses what cannot be sampled with
     report = progress or (lambda done, total: None)
     own = {"fingerprint": fingerprint, "precision": precision, "settings": _deciding(settings)}
-    _prepare(folder, {**own, "versions": versions(), "asked": [asdict(one) for one in asked]})
+    prepare_folder(folder, {**own, "versions": versions(), "asked": [asdict(one) for one in asked]})
     provenance = {**settings, "model": name, "fingerprint": fingerprint, "base": model.source}
     provenance |= {"precision": precision, "device": model.device.type}
     paths = [folder / name for name in files_of(asked)]
@@ -171,8 +171,8 @@ def _deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in {**settings, **numbers}.items() if key != "batch"}
 
 
-def _prepare(folder: Path, about: Mapping[str, Any]) -> None:
-    """Make the folder one of these pictures, and none of others."""
+def prepare_folder(folder: Path, about: Mapping[str, Any]) -> None:
+    """Make the folder one of these pictures, and none of others. UserError: disk not writable."""
     with explain_disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         clear_leftovers(folder)

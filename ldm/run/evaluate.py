@@ -17,14 +17,23 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ldm.checkpoint.files import explain_disk_errors, read_json, remove, write_json
+from ldm.checkpoint.files import explain_disk_errors, flush, read_json, staging
 from ldm.config import Config
 from ldm.data.prompts import prompts_of
 from ldm.errors import UserError
 from ldm.evaluation.heldout_loss import heldout_loss, heldout_losses, posterior_means
 from ldm.evaluation.measure import Measurer, floor_of
 from ldm.evaluation.measured import Measured, Scores
-from ldm.evaluation.pictures import ABOUT, Asked, ask, ask_class_again, draw, files_of, read_asked
+from ldm.evaluation.pictures import (
+    ABOUT,
+    Asked,
+    ask,
+    ask_class_again,
+    draw,
+    files_of,
+    prepare_folder,
+    read_asked,
+)
 from ldm.models.attention import choose_attention
 from ldm.models.base import BaseModel
 from ldm.objective import NoiseSchedule
@@ -34,6 +43,7 @@ from ldm.run.progress import counted
 from ldm.run.settings import sampling_settings
 from ldm.run.sheet import readable
 from ldm.run.subjects import subjects_of
+from ldm.sampling.prior import is_whole
 
 log = logging.getLogger(__name__)
 
@@ -263,20 +273,20 @@ def alone(folder: Path, check: Callable[[], None]) -> Iterator[None]:
 def link(source: Path, target: Path) -> None:
     """Have `target` hold the pictures of `source`: as links, which take no room, or as copies.
 
-    UserError: disk not writable.
+    Pictures of others are removed first, damaged ones are replaced. UserError: disk not writable.
     """
-    about = read_json(source / ABOUT)
+    asked = read_asked(source)
+    prepare_folder(target, read_json(source / ABOUT) or {})
     with explain_disk_errors(target):
-        if read_json(target / ABOUT) not in (None, about):
-            remove(target)
-        target.mkdir(parents=True, exist_ok=True)
-        write_json(target / ABOUT, about)  # first, so that nothing else is ever among them
-        for name in files_of(read_asked(source)):
+        for name in files_of(asked):
             path = target / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if path.exists():
+            if is_whole(path):
                 continue
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.unlink(missing_ok=True)
             try:
                 os.link(source / name, path)
             except OSError:
-                shutil.copyfile(source / name, path)
+                with staging(path) as staged:
+                    shutil.copyfile(source / name, staged)
+                    flush(staged)

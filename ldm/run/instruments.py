@@ -53,7 +53,7 @@ def load_instruments(evaluation: Evaluation, device: str | torch.device = "cpu")
     """Load what the section names. UserError: a dotted path or folder that holds something else."""
     from ldm.evaluation.features import load_extractors
 
-    made = Instruments(_make_oracle(evaluation.oracle))
+    made = Instruments(make_oracle(evaluation.oracle))
     made.extractors, made.missing = load_extractors(evaluation.dino, evaluation.clip, device)
     if evaluation.lpips:
         from ldm.evaluation.hub import Missing
@@ -67,8 +67,8 @@ def load_instruments(evaluation: Evaluation, device: str | torch.device = "cpu")
     return made
 
 
-def _make_oracle(dotted: str | None) -> Any:
-    """What `evaluation.oracle` names; None where it names none."""
+def make_oracle(dotted: str | None) -> Any:
+    """What `evaluation.oracle` names; None where it names none. UserError: it cannot be had."""
     if not dotted:
         return None
     try:

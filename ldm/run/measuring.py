@@ -57,13 +57,21 @@ class Measuring:
     ) -> tuple[dict[str, float], dict[str, float]]:
         """Measure the weights as they are, which the snapshot of `step` holds; refresh results.
 
-        Return numbers for metrics.csv and for the loggers. UserError: no such snapshot, or it is
-        damaged; disk not writable.
+        Of a snapshot that is no longer kept, return what was measured of it before. Return numbers
+        for metrics.csv and for the loggers. UserError: no such snapshot and no such numbers, or it
+        is damaged; disk not writable.
         """
-        manifest = read_manifest(self._snapshots()[step])
-        measured = self._measure(step, manifest, device)
-        self._write(device, step)
-        write_report_or_warn(self.run)
+        if path := self._snapshots().get(step):
+            measured = self._measure(step, read_manifest(path), device)
+            self._write(device, step)
+            write_report_or_warn(self.run)
+        elif (before := read_all(self.run, step)[1].get(step)) is not None:
+            measured = before
+        else:
+            raise UserError(
+                f"{self.run / 'snapshots'}: the snapshot of step {step} is no longer there "
+                f"(snapshots.keep={self.config.snapshots.keep}), and it was not measured"
+            )
         scores = measured.scores[REPORTING]
         return row_of(scores), curves_of(scores)
 

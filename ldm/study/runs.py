@@ -18,6 +18,7 @@ from typing import Any, Literal
 from ldm.checkpoint.files import hidden_path, put_in_place, read_json, write_json
 from ldm.errors import UserError
 from ldm.run.folder import LOCK, read_facts
+from ldm.run.instruments import make_oracle
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +80,20 @@ def evaluation_of(run: Path) -> dict[str, Any] | None:
     return found if whole and found["snapshots"] else None
 
 
+def measured_as_now(task: Task, run: Path) -> bool:
+    """Whether a run's evaluation.json is whole, and of the oracle as it is now.
+
+    An oracle that was trained again sees otherwise: its rates are others. UserError: the task's
+    oracle cannot be had.
+    """
+    found = evaluation_of(run)
+    if found is None or "oracle" not in found:
+        return found is not None
+    oracle = make_oracle(task.config.get("evaluation.oracle"))
+    now = json.loads(json.dumps(dict(oracle.rates))) if oracle else {}
+    return bool(found["oracle"] == now)
+
+
 def check_same(tasks: Sequence[Task]) -> None:
     """UserError where a run that is there already was configured otherwise than its task is."""
     problems = []
@@ -104,13 +119,15 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
 def bring(task: Task) -> Outcome:
     """Have the run: keep it if it is complete, go on with it, or begin it (anew if damaged).
 
+    One that was measured with another oracle than there is now is measured again, not trained.
+
     Never raises for what goes wrong with the run itself: that is a failed outcome. An interruption
     stops the process gently, which saves, and is passed on.
     """
     try:
         task.folder.mkdir(parents=True, exist_ok=True)
         run = _usable(task)
-        if run is not None and evaluation_of(run):
+        if run is not None and measured_as_now(task, run):
             return Outcome(task, "kept", run)
         return _attempt(task, run)
     except (UserError, OSError) as error:
@@ -121,7 +138,8 @@ def _attempt(task: Task, run: Path | None) -> Outcome:
     command = ["--base", *task.words, f"logs={task.folder}", "--name", task.name]
     if run is not None:
         command = ["--resume", str(run)]
-        (run / "evaluation.json").unlink(missing_ok=True)  # not whole, or it would be kept
+        # Not whole, or of another oracle, or it would be kept: it is made anew from what is there.
+        (run / "evaluation.json").unlink(missing_ok=True)
     begun, started = time.monotonic(), datetime.now().isoformat(timespec="seconds")
     place = task.log.stat().st_size if task.log.exists() else 0
     try:
@@ -190,7 +208,7 @@ def _usable(task: Task) -> Path | None:
     runs = runs_of(task.folder, task.name)
     for run in runs:
         _wait_for(run)
-    if finished := [run for run in runs if evaluation_of(run)]:
+    if finished := [run for run in runs if measured_as_now(task, run)]:
         return finished[-1]
     for run in reversed(runs):
         try:

@@ -8,7 +8,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ldm.checkpoint.files import explain_disk_errors, flush, staging, write_json
+from ldm.checkpoint.files import (
+    explain_disk_errors,
+    flush,
+    read_json,
+    read_sealed,
+    staging,
+    write_json,
+)
+from ldm.evaluation.measured import SCORES
 from ldm.evaluation.metrics import Score
 from ldm.run.folder import read_facts
 from ldm.study.collect import HEADLINES, Failure, Row, collect, means, methods_of, metrics_of
@@ -70,7 +78,18 @@ def _warnings(methods: Mapping[str, Mapping[str, Any]], rows: Sequence[Row]) -> 
     unlike = [key for key in keys if len({repr(about.get(key)) for about in measured.values()}) > 1]
     if unlike:
         found.append(f"The methods were measured differently: {', '.join(unlike)}.")
+    used = [_instruments_of(row.run) for row in rows]
+    for place, words in enumerate(("oracles (other rates)", "feature extractors")):
+        if len({repr(instruments[place]) for instruments in used}) > 1:
+            found.append(f"The runs were measured with different {words}; measure them again.")
     return found
+
+
+def _instruments_of(run: Path) -> tuple[Any, Any]:
+    """The rates of the oracle, and the extractors, that a run was measured with."""
+    rates = (read_json(run / "evaluation.json") or {}).get("oracle", {})
+    about = (read_sealed(run / "evaluation" / "base" / SCORES) or {}).get("about", {})
+    return sorted(rates.items()), sorted(about.get("extractors", {}).items())
 
 
 def _markdown(

@@ -10,6 +10,7 @@ import torch
 from ldm.evaluation import metrics
 from ldm.evaluation.metrics import (
     Score,
+    _t95,
     ceiling,
     copied,
     copying,
@@ -213,7 +214,27 @@ def test_paired_difference_resamples_prompts() -> None:
 def test_groups_of_unequal_size_count_by_their_pictures() -> None:
     score = paired_difference([1.0, 1.0, 1.0, 5.0], [0.0] * 4, ["p", "p", "p", "q"])
     assert math.isclose(score["value"], 2.0)
-    assert (score["low"], score["high"]) == (1.0, 5.0)
+    # Of two groups the bootstrap's ends are the groups themselves; sqrt(2) t / z moves them.
+    wider = math.sqrt(2) * 12.7062 / 1.959964
+    assert score["low"] == pytest.approx(2 - wider) and score["high"] == pytest.approx(
+        2 + 3 * wider
+    )
+
+
+@pytest.mark.parametrize("n", [3, 6, 12])
+def test_the_interval_of_few_groups_holds_the_truth_as_often_as_it_says(n: int) -> None:
+    rng, groups = np.random.default_rng(n), [str(i) for i in range(n)]
+    hits = 0
+    for _ in range(400):
+        score = paired_difference(rng.normal(0.5, 1.0, n), np.zeros(n), groups)
+        hits += score["low"] <= 0.5 <= score["high"]
+    assert 0.92 <= hits / 400 <= 0.98  # three standard errors around .95
+
+
+def test_students_t() -> None:
+    known = {1: 12.7062, 4: 2.7764, 5: 2.5706, 8: 2.3060, 11: 2.2010, 30: 2.0423, 500: 1.9647}
+    for degrees, value in known.items():
+        assert _t95(degrees) == pytest.approx(value, abs=0.003)
 
 
 SCORES: dict[str, Callable[[int, int], Score]] = {

@@ -190,6 +190,17 @@ def test_each_gate_breaks_alone(metric: str, bad: float, kind: str) -> None:
     assert full_name(metric) in told and f"limit {gate.limit:.3g}" in told and gate.advice in told
 
 
+def test_that_the_subject_is_seen_has_to_be_shown() -> None:
+    """Noise does not help: of few pictures .4 is not .5, however far the interval reaches."""
+    snapshot = measured(GOOD)
+    for half in snapshot.scores.values():
+        half["subject/identity"] = score(0.49, half=0.2)
+    assert broken(choose(snapshot)) == ["subject/identity"]
+    for half in snapshot.scores.values():
+        half["subject/identity"] = score(0.5, half=0.2)
+    assert broken(choose(snapshot)) == []
+
+
 def test_every_gate_but_those_of_fidelity_was_broken() -> None:
     names = {gate.name for gate in choose(GOOD).gates[100] if "fidelity" not in gate.name}
     assert names == {metric for metric, _, _ in BAD}

@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 
+from ldm.checkpoint.files import sha256_of
+from ldm.errors import UserError
 from ldm.evaluation import pictures
 from ldm.evaluation.select import Choice
-from ldm.run import results
+from ldm.run import again, results
 from tests.workspace import Workspace, evaluated
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "evaluate.py"
@@ -118,12 +120,14 @@ def test_a_folder_of_models_is_all_of_them(
     models, out = tmp_path / "models", tmp_path / "out"
     for name, run in zip("ab", runs, strict=True):
         shutil.copytree(run / "export", models / name)
-    assert script.main(["--model", str(models), "--out", str(out)]) == 0
+    words = ["--model", str(models), str(runs[0] / "config.yaml"), "--out", str(out)]
+    words += ["--base", str(place.base), "--pictures", str(place.pictures)]
+    assert script.main(words) == 0
     told = json.loads((out / "compare.json").read_text("utf-8"))
     assert "a" in json.dumps(told) and (out / "a/evaluation.json").exists()
     drawn: list[Path] = []
     monkeypatch.setattr(pictures, "save_picture", lambda _, path, __: drawn.append(path))
-    assert script.main(["--model", str(models), "--out", str(out)]) == 0
+    assert script.main(words) == 0
     assert not drawn, "everything was there"
 
 
@@ -147,11 +151,110 @@ def test_a_model_that_says_nothing_of_itself(
     assert kept["class/drift/oracle"]["value"] == pytest.approx(0, abs=1e-12), "it is the base"
 
 
+def test_models_of_one_name_get_folders_of_their_own(tmp_path: Path) -> None:
+    sources = ["x/runs/m", "y/runs/m", "y/runs/other/export", "z/x-runs-m"]
+    for source in sources:
+        (tmp_path / source).mkdir(parents=True)
+    found = again.names_of([*(str(tmp_path / source) for source in sources), "owner/name"])
+    names = [*found.values()]
+    assert len({*names}) == 5 and names[2] == "other" and names[-1] == "owner--name"
+    assert names[0].endswith("x-runs-m") and names[1] == "y-runs-m"
+    with pytest.raises(UserError, match="one model twice"):
+        again.names_of([str(tmp_path / sources[0]), str(tmp_path / "x/../x/runs/m")])
+
+
+def test_every_model_is_looked_at_before_the_first_is_measured(
+    script: ModuleType, runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    words = ["--model", str(runs[0] / "export"), "owner/of/nothing", "--out", str(out)]
+    assert script.main(words) == 2
+    assert "owner/of/nothing: no such folder" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_neither_a_run_nor_another_models_numbers_are_written_into(
+    script: ModuleType, runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = result_of(runs[0])
+    export, name = str(runs[0] / "export"), runs[0].name
+    assert script.main(["--model", export, "--out", str(runs[0].parent)]) == 2
+    assert "which is a run" in capsys.readouterr().err
+    assert result_of(runs[0]) == before
+    taken = tmp_path / name / "evaluation/step-000300"
+    taken.mkdir(parents=True)
+    (taken / "pictures.json").write_text('{"fingerprint": "abc"}')
+    assert script.main(["--model", export, "--out", str(tmp_path)]) == 2
+    assert "numbers of another model (fingerprint abc" in capsys.readouterr().err
+
+
+def test_an_export_that_was_moved_asks_for_what_lay_elsewhere(
+    script: ModuleType,
+    runs: list[Path],
+    place: Workspace,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model = tmp_path / "moved"
+    shutil.copytree(runs[0] / "export", model)
+    told = (model / "dreambooth.json").read_text("utf-8")
+    assert str(place.folder) not in told and str(place.base) not in told
+    about = json.loads(told)
+    assert (about["run"], about["base"]) == (runs[0].name, place.base.name)
+    digests = {path.name: sha256_of(path) for path in place.pictures.glob("?.png")}
+    assert about["pictures"] == digests and "pictures_folder" not in about
+    words = ["--model", str(model), "--out", str(tmp_path / "out")]
+    assert script.main(words) == 2
+    message = capsys.readouterr().err
+    assert "--base" in message and "--pictures" in message and "--identifier" not in message
+    other = tmp_path / "other"
+    shutil.copytree(place.base, other)
+    config = json.loads((other / "scheduler/scheduler_config.json").read_text("utf-8"))
+    (other / "scheduler/scheduler_config.json").write_text(json.dumps(config | {"steps_offset": 1}))
+    words += ["--base", str(other), "--pictures", str(place.pictures), str(runs[0] / "config.yaml")]
+    assert script.main(words) == 2
+    assert "is not the base that it was trained from" in capsys.readouterr().err
+
+
+def test_a_moved_export_finds_what_is_named_from_the_working_folder(
+    script: ModuleType, place: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with the default job, whose base and pictures lie in data/."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(place.base, "base")
+    own = Workspace(Path("work"), Path("base"))
+    del own.settings["evaluation"]
+    own.settings |= evaluated(Path("work"))
+    monkeypatch.setattr(results, "select", lambda *_: Choice("subject/fidelity/oracle", 1, [], {}))
+    run = own.train("relative")
+    shutil.move(run / "export", "moved")
+    told = json.loads(Path("moved/dreambooth.json").read_text("utf-8"))
+    assert (told["base"], told["pictures_folder"]) == ("base", "work/pictures")
+    assert script.main(["--model", "moved", str(run / "config.yaml"), "--out", "out"]) == 0
+    assert result_of(Path("out/moved"))["snapshots"]["1"] == result_of(run)["snapshots"]["1"]
+    (own.pictures / "0.png").write_bytes((own.pictures / "1.png").read_bytes())
+    assert script.main(["--model", "moved", str(run / "config.yaml"), "--out", "out"]) == 2
+
+
+def test_what_lies_below_the_working_folder_is_named_in_the_export(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.json").write_text('{"pictures": {"0.png": "12ab"}}')
+    pictures_of = results._pictures
+    own = pictures_of(tmp_path, ["data/robot/0.png"])
+    assert own == {"pictures": {"0.png": "12ab"}, "pictures_folder": "data/robot"}
+    for elsewhere in ("../robot/0.png", str(tmp_path / "robot/0.png")):
+        assert pictures_of(tmp_path, [elsewhere]) == {"pictures": {"0.png": "12ab"}}
+    names = [results._base_name(one) for one in ("data/base", "owner/name", "/mnt/disk/base")]
+    assert names == ["data/base", "owner/name", "base"]
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (["--run", "nowhere"], "run folder nowhere does not exist"),
-        (["--model", "nowhere/at/all"], "--identifier"),
+        (["--model", "nowhere/at/all"], "nowhere/at/all: no such folder"),
         (["--run", "RUN", "evaluation.imagse=3"], "evaluation.imagse"),
         (["--run", "RUN", "--device", "abacus"], "--device abacus cannot be used"),
         (["--model", "EMPTY"], "no model_index.json in it"),

@@ -11,14 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
     EventAccumulator,
 )
 
 import main
 from ldm.checkpoint import list_snapshots
+from ldm.config import load_config
+from ldm.errors import UserError
 from ldm.evaluation import pictures
 from ldm.run import results
+from ldm.run.measuring import Measuring
+from ldm.run.prepare import prepare
 from ldm.training.samples import save_picture
 from tests.training.test_resume_exactly import rows_of
 from tests.workspace import Workspace, difference, evaluated
@@ -163,6 +168,23 @@ def test_what_fails_costs_the_numbers_of_a_step(
     run = place.train("ray")
     assert "step 2 is not measured, training goes on: a cosmic ray" in caplog.text
     assert measured_at(run) == [0, 1, 2, 3, 4, 5], "at the end it is"
+
+
+def test_a_step_whose_snapshot_is_gone_keeps_its_numbers(
+    place: Workspace, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = place.train("pruned", snapshots__keep=1, evaluation__every=1)
+    assert 1 not in list_snapshots(run / "snapshots")
+    settings = load_config([run / "config.yaml"], [])
+    measuring = Measuring(settings, prepare(settings, to_train=False), run)
+    row, curves = measuring.while_training(torch.device("cpu"), 1)
+    assert row["evaluation/fidelity"] == curves["subject/fidelity/oracle"]
+    assert curves == {
+        metric: one["value"] for metric, one in result_of(run)["snapshots"]["1"].items()
+    }
+    shutil.rmtree(run / "evaluation" / "step-000001")
+    with pytest.raises(UserError, match=r"step 1 is no longer there \(snapshots.keep=1\)"):
+        measuring.while_training(torch.device("cpu"), 1)
 
 
 # --- ending early

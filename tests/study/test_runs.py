@@ -92,6 +92,21 @@ def test_a_cut_evaluation_is_measured_again(task: MakeTask) -> None:
     assert evaluation_of(run)
 
 
+def test_what_another_oracle_measured_is_measured_again(task: MakeTask) -> None:
+    words = ("evaluation.oracle=tests.evaluation.fake:BrightnessOracle",)
+    run = bring(task(*words)).run
+    assert run is not None
+    file = run / "evaluation.json"
+    whole = json.loads(file.read_text())
+    file.write_text(json.dumps(whole | {"oracle": {"threshold": 0.999}}))
+    assert bring(task(*words)).state == "kept"
+    file.write_text(json.dumps(whole | {"oracle": {"threshold": 0.9}}))
+    outcome = bring(task(*words))
+    assert outcome.state == "done" and outcome.run == run
+    assert "resumed" in outcome.task.log.read_text(), "it is not trained anew"
+    assert "oracle" not in json.loads(file.read_text()), "made anew"
+
+
 @pytest.mark.parametrize("damage", ["config.yaml", "run.json", "resume.ckpt"])
 def test_a_damaged_run_is_begun_anew(
     task: MakeTask, damage: str, caplog: pytest.LogCaptureFixture

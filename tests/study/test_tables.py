@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ldm.checkpoint.files import write_sealed
 from ldm.evaluation.metrics import Score
 from ldm.evaluation.pictures import Asked, files_of
 from ldm.study.collect import METHOD, Row, collect, means
@@ -132,6 +133,26 @@ def test_what_does_not_compare_is_said(tmp_path: Path) -> None:
     write_tables(tmp_path, "x", [])
     text = (tmp_path / "table.md").read_text()
     assert "different subjects" in text and "measured differently: a" in text
+
+
+def test_runs_measured_with_other_instruments_are_told_of(tmp_path: Path) -> None:
+    runs = [a_run(tmp_path, method, "a", 0.8, 200) for method in ("one", "two")]
+
+    def warnings() -> str:
+        write_tables(tmp_path, "x", [])
+        return (tmp_path / "table.md").read_text()
+
+    assert "with different" not in warnings()
+    for place, run in enumerate(runs):
+        base = run / "evaluation" / "base"
+        base.mkdir(parents=True)
+        about = {"extractors": {"dino": f"network {place}"}}
+        write_sealed(base / "scores.json", {"about": about, "pictures": 0, "scores": {}})
+    assert "different feature extractors" in warnings() and "different oracles" not in warnings()
+    for place, run in enumerate(runs):
+        found = json.loads((run / "evaluation.json").read_text())
+        (run / "evaluation.json").write_text(json.dumps(found | {"oracle": {"x": place}}))
+    assert "different oracles" in warnings()
 
 
 def test_the_sheet_shows_a_row_per_subject(
