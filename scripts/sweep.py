@@ -97,7 +97,7 @@ def tasks_of(
 
 
 def run(args: argparse.Namespace) -> bool:
-    """Search and write what was found; whether a trial passed the gates."""
+    """Search and write what was found; False where no trial passed and no other is at work."""
     from ldm.study.findings import PICTURE, TABLE, WINNER, write_findings
     from ldm.study.runs import stoppable
     from ldm.study.sweep import Sweep
@@ -112,12 +112,13 @@ def run(args: argparse.Namespace) -> bool:
     for words in corners(space):
         load_config(args.files, [*fixed, *words])  # every end and choice is allowed
     subjects = subjects_of(args, config)
-    for subject in subjects:
-        write_overlay(subject, args.out / "subjects" / f"{subject.name}.yaml")
     conditions = {"configuration": flat(config), "subjects": [one.name for one in subjects]}
     tasks = partial(tasks_of, args, subjects, fixed)
     sweep = Sweep(args.out, space, tasks, conditions, args.trials, args.seed)
     study = sweep.open(within(space, flat(config)))
+    with sweep.locked():
+        for subject in subjects:
+            write_overlay(subject, args.out / "subjects" / f"{subject.name}.yaml")
     command = shlex.join(["python", *sys.argv])
     used_with = shlex.join([*map(str, args.files), *fixed])
 
@@ -128,10 +129,12 @@ def run(args: argparse.Namespace) -> bool:
         try:
             sweep.run(study, report)
         finally:
-            print(write_findings(study, space, args.out, command, used_with))
+            with sweep.locked():
+                print(write_findings(study, space, args.out, command, used_with))
     files = (args.out / name for name in (WINNER, PICTURE, TABLE))
     print(*(file for file in files if file.exists()), sep="\n")
-    return (args.out / WINNER).exists()
+    others = any(trial.state.name == "RUNNING" for trial in study.get_trials())
+    return others or (args.out / WINNER).exists()
 
 
 def main(words: list[str] | None = None) -> int:

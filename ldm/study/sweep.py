@@ -78,7 +78,7 @@ class Sweep:
 
         UserError: it is there, and of another space or under other conditions.
         """
-        with self._locked():
+        with self.locked():
             study = open_study(self.out)
             mine = json.loads(json.dumps({**self.conditions, "space": _described(self.space)}))
             theirs = study.user_attrs.get("conditions")
@@ -99,7 +99,7 @@ class Sweep:
 
         while True:
             with contextlib.ExitStack() as held:
-                with self._locked():
+                with self.locked():
                     trial = self._next(study, held)
                 if trial is None:
                     return
@@ -152,8 +152,8 @@ class Sweep:
         trial.set_constraint(GATES, max(one.violation for one in verdicts))
 
     @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        """One process at a time asks for trials and gives up those of dead ones."""
+    def locked(self) -> Iterator[None]:
+        """One process at a time: asks for trials, gives up those of dead ones, writes results."""
         import filelock
 
         self.out.mkdir(parents=True, exist_ok=True)

@@ -90,8 +90,8 @@ def test_only_what_is_not_set_already(place: Workspace, known_memory: None) -> N
 
 
 def test_nothing_is_offered_that_would_be_refused(place: Workspace, known_memory: None) -> None:
-    """A text encoder that is not trained can have no learning rate; 8 and 3 have no divisor."""
-    config, ready = prepared(place, training__text_encoder_learning_rate=1e-5)
+    """A text encoder that is not trained cannot stop; 8 and 3 have no divisor."""
+    config, ready = prepared(place, training__text_encoder_stop=0.5)
     assert "model.train_text_encoder=false" not in shown(config, ready)
     config.prior.batch = 3  # type: ignore[union-attr]
     assert not any("accumulate" in option for option in shown(config, ready))

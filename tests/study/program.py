@@ -22,13 +22,13 @@ def score(value: float) -> dict[str, float]:
 
 
 def evaluation(config: Config) -> dict:
-    """The more steps, the more faithful; at 600 the gates refuse. Noise-free."""
+    """The more steps, the more faithful; from 900 on the gates refuse. Noise-free."""
     steps, rate = config.training.steps, config.training.learning_rate
     fidelity = 0.5 + steps / 2000 + rate
     base = {"subject/fidelity/oracle": score(0.1), "class/identity": score(0.0)}
     trained = {"subject/fidelity/oracle": score(fidelity), "class/identity": score(0.02)}
     choosing = {**trained, "subject/fidelity/oracle": score(fidelity + 0.01)}
-    refused = steps >= 600
+    refused = steps >= 900
     gates = [{**GATES[0], "passed": not refused, "value": 0.1 + steps / 1000 * refused}]
     return {
         "base": base,

@@ -139,7 +139,7 @@ def search(out: Path, *words: str) -> int:
     return scripts.sweep.main(given)
 
 
-SPACE = ("training.steps=100..700,100", "training.learning_rate=1e-5..1e-2,log")
+SPACE = ("training.steps=100..1000,100", "training.learning_rate=1e-5..1e-2,log")
 
 
 def test_a_sweep_finds_the_best_that_passes(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -152,16 +152,16 @@ def test_a_sweep_finds_the_best_that_passes(out: Path, capsys: pytest.CaptureFix
     assert int(first["training.steps"]) == as_it_is["training.steps"]
     assert first["prior.target"] == as_it_is["prior.target"]
     assert float(first["training.learning_rate"]) == as_it_is["training.learning_rate"]
-    for row in rows:  # the stand-in: fidelity 0.51 + steps / 2000 + rate, refused from 600 on
+    for row in rows:  # the stand-in: fidelity 0.51 + steps / 2000 + rate, refused from 900 on
         steps = int(row["training.steps"])
         value = 0.51 + steps / 2000 + float(row["training.learning_rate"])
-        assert (float(row["violation"]) > 0) == (steps >= 600)
+        assert (float(row["violation"]) > 0) == (steps >= 900)
         assert (
-            float(row["value"]) < -1 if steps >= 600 else math.isclose(float(row["value"]), value)
+            float(row["value"]) < -1 if steps >= 900 else math.isclose(float(row["value"]), value)
         )
     best = max(rows, key=lambda row: float(row["value"]))
     config = load_config([MAIN_JOB, out / "winner.yaml"], [])
-    assert config.training.steps == int(best["training.steps"]) < 600
+    assert config.training.steps == int(best["training.steps"]) < 900
     assert config.training.learning_rate == float(best["training.learning_rate"])
     head = (out / "winner.yaml").read_text()
     assert "python scripts/sweep.py ..." in head and f"--base {MAIN_JOB}" in head
@@ -239,7 +239,7 @@ def test_poor_trials_are_stopped_between_subjects(
 ) -> None:
     monkeypatch.setattr(sweep, "STARTUP", 1)
     both = ("--subjects", f"{out.parent / 'first'}:dog", f"{out.parent / 'second'}:cat")
-    assert search(out, "training.steps=100..700,100", *both, "--trials", "8") == 0
+    assert search(out, "training.steps=100..1000,100", *both, "--trials", "8") == 0
     trials = open_study(out).get_trials()
     states = {trial.state.name for trial in trials}
     assert states == {"COMPLETE", "PRUNED"}
@@ -255,7 +255,7 @@ def test_poor_trials_are_stopped_between_subjects(
 def test_failures_count_and_do_not_end_the_sweep(
     out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert search(out, "training.steps=100..700,100", f"seed={FAILS}", "--trials", "2") == 1
+    assert search(out, "training.steps=100..1000,100", f"seed={FAILS}", "--trials", "2") == 1
     assert "no trial was completed" in capsys.readouterr().out
     with (out / "trials.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -264,9 +264,9 @@ def test_failures_count_and_do_not_end_the_sweep(
 
 
 def test_nothing_passes(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert search(out, "training.steps=600..700,100", "--trials", "2") == 1
+    assert search(out, "training.steps=900..1000,100", "--trials", "2") == 1
     said = capsys.readouterr().out
-    assert "no trial passed the gates" in said and "training.steps=600" in said
+    assert "no trial passed the gates" in said and "training.steps=900" in said
     assert not (out / "winner.yaml").exists() and (out / "sweep.png").exists()
 
 
