@@ -26,7 +26,16 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", type=Path, required=True, metavar="YAML")
-    stages = ("vae", "decoder", "tokenizer", "latents", "diffusion", "oracle", "score")
+    stages = (
+        "vae",
+        "decoder",
+        "tokenizer",
+        "latents",
+        "diffusion",
+        "oracle",
+        "recognition",
+        "score",
+    )
     parser.add_argument("--stage", choices=stages, help="only this one (default: all in order)")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value")
     return parser.parse_intermixed_args(words)

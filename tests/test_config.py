@@ -161,7 +161,7 @@ def test_class_noun_reaches_the_prompts() -> None:
         ("logger.wandb=perhaps", "true or false"),
         ("training.schedule=cosin", "did you mean cosine?"),
         ("sampling.sampler=ddmi", "did you mean ddim?"),
-        ("training.precision=16", "one of fp32, bf16-mixed, 16-mixed"),
+        ("training.precision=16", "one of auto, fp32, bf16-mixed, 16-mixed"),
         ("training.betas=0.9", "a list of numbers"),
         ("training.betas=[0.9]", "two numbers"),
         ("training.betas=[0.9,1.0]", "two numbers"),

@@ -94,7 +94,7 @@ class Training:
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
     warmup: int = 0  # steps in which the learning rate rises
     gradient_clip: float | None = 1.0  # largest gradient norm; None: unbounded
-    precision: Literal["fp32", "bf16-mixed", "16-mixed"] = "bf16-mixed"
+    precision: Literal["auto", "fp32", "bf16-mixed", "16-mixed"] = "auto"
     optimizer: str = "adamw"  # see checks.OPTIMIZERS, or module:Class
     optimizer_arguments: dict[str, Any] = field(default_factory=dict)
     text_encoder_stop: float = 1.0  # share of the steps after which the text encoder is frozen

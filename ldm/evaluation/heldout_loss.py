@@ -14,8 +14,8 @@ from torch import Tensor
 from ldm.data.images import fit
 from ldm.data.latents import encode_squares
 from ldm.evaluation.metrics import Score, mean
-from ldm.evaluation.pictures import autocast
 from ldm.models.base import BaseModel
+from ldm.models.precision import autocast
 from ldm.models.text import encode_prompts
 from ldm.objective import NoiseSchedule, Objective
 from ldm.randomness import seed_of

@@ -4,19 +4,17 @@ FOLDER/subject/000.png ..., FOLDER/class/0000.png ..., FOLDER/unrelated/000.png 
 FOLDER/pictures.json, which says of which model they are, what was asked and how they were made.
 """
 
-import contextlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ldm.checkpoint.files import clear_leftovers, explain_disk_errors, read_json, remove, write_json
 from ldm.errors import UserError
 from ldm.evaluation.oracle import Question
 from ldm.models.base import BaseModel
+from ldm.models.precision import autocast
 from ldm.randomness import seed_of
 from ldm.sampling.generate import Progress, generate
 from ldm.sampling.metadata import versions
@@ -28,7 +26,6 @@ log = logging.getLogger(__name__)
 ABOUT = "pictures.json"
 KINDS = {"subject": 3, "class": 4, "unrelated": 3}  # folders, and digits of the names in them
 HALVES = ("choosing", "reporting")
-AUTOCAST = {"fp32": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -88,14 +85,6 @@ def _of_class(questions: list[Question], count: int, seed: int, purpose: str) ->
 
 def _asked(question: Question, seed: int, half: str = "") -> Asked:
     return Asked(question.about, question.prompt, seed, dict(question.expected), half)
-
-
-def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[None]:
-    """Arithmetic of "fp32", "bf16-mixed" or "16-mixed" on a device. ValueError: another one."""
-    if precision not in AUTOCAST:
-        raise ValueError(f"precision {precision!r} is none of {', '.join(AUTOCAST)}")
-    dtype = AUTOCAST[precision]
-    return torch.autocast(device.type, dtype) if dtype else contextlib.nullcontext()
 
 
 def files_of(asked: Sequence[Asked]) -> list[str]:

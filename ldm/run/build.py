@@ -27,6 +27,7 @@ from ldm.models.frozen import FrozenPrediction
 from ldm.models.trainable import prepare_training
 from ldm.objective import NoiseSchedule, Objective, ObjectiveSettings
 from ldm.run.data import RunData
+from ldm.run.device import precision_of
 from ldm.run.folder import is_first_process, read_config, read_facts
 from ldm.run.job import Job
 from ldm.run.loggers import build_loggers
@@ -237,7 +238,7 @@ def build_trainer(
             loggers=loggers,
             accumulate=training.accumulate,
             gradient_clip=training.gradient_clip,
-            precision=training.precision,
+            precision=precision_of(config),
             hardware={
                 "accelerator": hardware.accelerator,
                 "devices": int(devices) if devices.lstrip("-").isdecimal() else devices,

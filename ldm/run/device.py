@@ -1,8 +1,10 @@
-"""Where a script computes."""
+"""Where a run or a script computes, and in which arithmetic."""
 
 import torch
 
+from ldm.config import Config
 from ldm.errors import UserError
+from ldm.models.precision import native_precision
 
 
 def device_of(name: str | None) -> torch.device:
@@ -17,3 +19,13 @@ def device_of(name: str | None) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"--device {name} cannot be used ({reason}); cpu always can") from error
+
+
+def precision_of(config: Config) -> str:
+    """`training.precision`; "auto" is what a run's device has instructions for."""
+    if config.training.precision != "auto":
+        return config.training.precision
+    accelerator = config.trainer.accelerator
+    if accelerator == "auto":
+        return native_precision(device_of(None).type)
+    return native_precision("cuda" if accelerator == "gpu" else accelerator)

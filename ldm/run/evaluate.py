@@ -37,6 +37,7 @@ from ldm.evaluation.pictures import (
 from ldm.models.attention import choose_attention
 from ldm.models.base import BaseModel
 from ldm.objective import NoiseSchedule
+from ldm.run.device import precision_of
 from ldm.run.instruments import Instruments, questions_of
 from ldm.run.prepare import Prepared
 from ldm.run.progress import counted
@@ -91,7 +92,7 @@ def task_of(config: Config, ready: Prepared) -> Task:
         asked=ask(questions, *counts, evaluation.seed),
         again=ask_class_again(questions, evaluation.class_images, evaluation.seed),
         sampling=sampling,
-        precision=config.training.precision,
+        precision=precision_of(config),
         seed=evaluation.seed,
         training=ready.pictures,
         heldout=ready.heldout,

@@ -154,6 +154,8 @@ def write_config(run: Path, config: Config) -> None:
 
 def run_facts(config: Config, ready: "Prepared") -> dict[str, Any]:
     """The content of run.json: what the configuration names but does not hold, and who made it."""
+    from ldm.run.device import precision_of
+
     return {
         "base": ready.base.source,
         "base_fingerprint": ready.base.fingerprint,
@@ -161,6 +163,7 @@ def run_facts(config: Config, ready: "Prepared") -> dict[str, Any]:
         "identifier": config.subject.identifier,
         "class_noun": config.subject.class_noun,
         "seed": config.seed,
+        "precision": precision_of(config),
         "steps": config.training.steps,  # raised later or not, shares of the steps are of these
         "versions": {"python": platform.python_version()}
         | {name: metadata.version(name) for name in PACKAGES},

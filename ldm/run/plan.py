@@ -7,6 +7,7 @@ from ldm.config import Config
 from ldm.models.base import BaseModel
 from ldm.models.text import tokens_of
 from ldm.models.trainable import count_parameters
+from ldm.run.device import precision_of
 from ldm.run.evaluate import task_of
 from ldm.run.folder import existing_parent
 from ldm.run.memory import GIB, MIB, optimizer_bytes, training_bytes, unet_activations
@@ -27,6 +28,7 @@ def plan_lines(config: Config, ready: Prepared, run: Path) -> list[str]:
         f"{base.prediction_type}, {ready.resolution} pixels",
         *_picture_lines(ready),
         *_prompt_lines(config, ready),
+        f"precision     {precision_of(config)}",
         f"steps         {training.steps} of {training.batch} pictures"
         + (f" + {config.prior.batch} class images" if config.prior else "")
         + (f", in {training.accumulate} passes each" if training.accumulate > 1 else ""),
@@ -219,5 +221,5 @@ def memory_bytes(config: Config, ready: Prepared) -> int:
     averages = 4 * trained if config.ema.schedule != "none" else 0
     copy = 4 * (trained + frozen) if config.prior and needs_frozen_copy(config.prior) else 0
     optimizer = optimizer_bytes(config.training.optimizer)
-    needed = training_bytes(trained, frozen, kept, config.training.precision, optimizer)
+    needed = training_bytes(trained, frozen, kept, precision_of(config), optimizer)
     return needed + averages + copy

@@ -98,6 +98,12 @@ def check_unchanged(run: Path, facts: dict[str, Any]) -> None:
     before, problems = read_facts(run), []
     if not before:
         log.warning("%s: missing or damaged; base and pictures are not compared", run / "run.json")
+    if before.get("precision") not in (None, facts["precision"]):
+        log.warning(
+            "%s was computed in %s, on this device training.precision=auto is %s: results agree "
+            "but for rounding; go on where it began to have them bit for bit",
+            *(run, before["precision"], facts["precision"]),
+        )
     if before.get("base_fingerprint") not in (None, facts["base_fingerprint"]):
         problems.append(f"model.base={facts['base']}: its weights are others")
     for kind in ("pictures", "prompts", "masks", "class_pictures"):

@@ -12,6 +12,7 @@ import torch
 from ldm.config import Config
 from ldm.config.checks import combination_problems, range_problems, value_at
 from ldm.run import plan
+from ldm.run.device import precision_of
 from ldm.run.memory import GIB
 from ldm.run.prepare import Prepared
 from ldm.run.resume import MAY_CHANGE
@@ -95,7 +96,7 @@ def _options(config: Config, ready: Prepared) -> Iterator[Option]:
     if not model.gradient_checkpointing:
         cost = "the same result but for rounding, a step takes about a third longer"
         yield option("model.gradient_checkpointing", True, cost)
-    if training.precision == "fp32":
+    if precision_of(config) == "fp32":
         yield option("training.precision", "bf16-mixed", "less exact, faster on most GPUs")
     if training.optimizer != "adamw_8bit" and not training.optimizer_arguments:
         package = PACKAGES["adamw_8bit"]
@@ -144,7 +145,7 @@ def _tried(config: Config, ready: Prepared) -> str:
     trained = "UNet and text encoder" if config.model.train_text_encoder else "UNet"
     checkpointing = ", gradient checkpointing" if config.model.gradient_checkpointing else ""
     return (
-        f"{ready.resolution} pixels, {samples} per forward pass, {training.precision}, "
+        f"{ready.resolution} pixels, {samples} per forward pass, {precision_of(config)}, "
         f"{trained} trained with {training.optimizer}{checkpointing}"
     )
 

@@ -73,33 +73,43 @@ class StorybookOracle(nn.Module):
     ):
         super().__init__()
         self.rates = {}
-        self.features = features
+        self.channels, self.features = list(channels), features
         self.stem = nn.Conv2d(3, channels[0], 5, stride=2, padding=2)  # 64 -> 32 pixels
         self.blocks = nn.Sequential(
             *(_Block(a, b) for a, b in zip(channels, channels[1:], strict=False))
         )  # 32 -> 4 pixels
         self.norm = nn.BatchNorm2d(channels[-1])
-        self.mix = nn.Linear(channels[-1] * 16, features)  # where things are matters: no pooling
+        flat = channels[-1] * 16  # where things are matters: no pooling
+        self.mix = nn.Linear(flat, features)
         self.heads = nn.ModuleDict(
             {name: nn.Linear(features, len(words)) for name, words in VOCABULARY.items()}
         )
         self.none = nn.Linear(features, 1)
+        self.describe = nn.Linear(flat, features)
         self.embed = nn.Linear(features, embedding)
 
     def forward(self, pictures: Tensor) -> dict[str, Tensor]:
         return self.answer(self.look(pictures))
 
     def look(self, pictures: Tensor) -> Tensor:
-        """What everything is read off: N x features."""
+        """What everything is read off: N x (128 x 4 x 4)."""
         x = self.blocks(self.stem(pictures))
-        x = functional.relu(self.norm(x)).flatten(1)  # N x 128 x 4 x 4 -> N x 2048
-        return functional.relu(self.mix(x))
+        return functional.relu(self.norm(x)).flatten(1)
 
-    def answer(self, features: Tensor) -> dict[str, Tensor]:
-        """Logits for each attribute and for "none", and the unit embedding."""
+    def answer(self, seen: Tensor) -> dict[str, Tensor]:
+        """Logits for each attribute and for "none", the unit embedding, from what `look` sees."""
+        features = functional.relu(self.mix(seen))
         logits = {name: head(features) for name, head in self.heads.items()}
-        embedding = functional.normalize(self.embed(features).float(), dim=1)
-        return {**logits, "none": self.none(features)[:, 0], "embedding": embedding}
+        logits["none"] = self.none(features)[:, 0]
+        return {**logits, "embedding": self.recognise(seen)}
+
+    def recognise(self, seen: Tensor) -> Tensor:
+        """The unit embedding alone: N x D."""
+        return functional.normalize(self.embed(self.described(seen)).float(), dim=1)
+
+    def described(self, seen: Tensor) -> Tensor:
+        """Which thing of its class it is, for `recognise`: N x features."""
+        return functional.relu(self.describe(seen))
 
     @classmethod
     def load(cls, folder: Path = FOLDER) -> Self:

@@ -218,11 +218,6 @@ def test_half_precision_draws_nearly_the_same(base: BaseModel, tmp_path: Path) -
         assert 0 < np.abs(difference).mean() < 5
 
 
-def test_an_unknown_precision(base: BaseModel, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="fp8"):
-        make(base, tmp_path, ask(QUESTIONS, 1, 1, 1, seed=0), precision="fp8")
-
-
 @pytest.mark.parametrize("text", [None, "{", "[]", '{"asked": [{"about": "class"}]}'])
 def test_a_folder_that_does_not_say_what_was_asked(tmp_path: Path, text: str | None) -> None:
     if text is not None:

@@ -238,6 +238,22 @@ def test_a_damaged_state_is_set_aside_and_the_one_before_used(
     assert point is not None and point.step == 2
 
 
+def test_another_arithmetic_is_said(place: Workspace, caplog: pytest.LogCaptureFixture) -> None:
+    run = place.train("begun", training__precision="auto")
+    facts = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    assert facts["precision"] in ("fp32", "bf16-mixed")
+    with caplog.at_level(logging.WARNING, logger="ldm"):
+        assert main.main(["--resume", str(run), "training.steps=3"]) == 0
+    assert "was computed in" not in caplog.text
+    (run / "run.json").write_text(json.dumps(facts | {"precision": "16-mixed"}), encoding="utf-8")
+    with caplog.at_level(logging.WARNING, logger="ldm"):
+        assert main.main(["--resume", str(run), "training.steps=4"]) == 0
+    assert (
+        f"was computed in 16-mixed, on this device training.precision=auto is {facts['precision']}"
+        in (caplog.text)
+    )
+
+
 def test_accumulation_may_change(place: Workspace, caplog: pytest.LogCaptureFixture) -> None:
     whole = place.train("whole", training__steps=4)
     run = place.train("parted", training__steps=2)

@@ -116,6 +116,7 @@ TOY = {
         "settling": 16,
         "loop": {"steps": 2},
     },
+    "recognition": {"families": 4, "softened_families": 2, "batch": 2, "loop": {"steps": 2}},
     "identity": {"subjects": 8},
     "score": {"prompts": 4, "renders": 8, "pairs": 4, "subjects": 8, "class_images": 1},
 }

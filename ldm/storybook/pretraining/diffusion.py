@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from ldm.models.attention import choose_attention
+from ldm.models.precision import autocast, native_precision
 from ldm.models.text import encode_prompts
 from ldm.objective import NoiseSchedule, loss_weight, per_sample_loss
 from ldm.randomness import generator
@@ -19,6 +20,7 @@ from ldm.storybook.pretraining.loop import Loop, LoopSettings
 from ldm.storybook.pretraining.pool import Pool
 from ldm.storybook.pretraining.vae import to_unit
 
+CPU = torch.device("cpu")
 EMPTY_SHARE = 0.1  # captions dropped, so that guidance has an unconditional prediction
 
 
@@ -82,7 +84,7 @@ def encode_pool(vae: AutoencoderKL, pool: Pool, batch: int = 64) -> np.ndarray:
     rows = []
     for start in range(0, len(pool.pictures), batch):
         pixels = to_unit(pool.pictures[start : start + batch])
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast(CPU, native_precision("cpu")):
             posterior = vae.encode(pixels).latent_dist
         both = torch.stack([posterior.mean.float(), posterior.std.float()], dim=1)
         rows.append((both * vae.config.scaling_factor).half().numpy())
@@ -121,7 +123,7 @@ def train_diffusion(
         # Timesteps in equal strata: the same expectation as uniform draws, less variance.
         strata = (torch.arange(batch) + torch.rand(batch, generator=draw)) / batch
         t = (strata * len(schedule)).long()
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast(CPU, native_precision("cpu")):
             text = encode_prompts(tokenizer, networks["text_encoder"], prompts, "cpu")
             predicted = networks["unet"](schedule.add_noise(clean, noise, t), t, text).sample
         errors = per_sample_loss(predicted, schedule.target(clean, noise, t))

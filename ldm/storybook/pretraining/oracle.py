@@ -11,6 +11,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ldm.models.precision import autocast, native_precision
 from ldm.storybook import NOUNS
 from ldm.storybook.accessories import MARKS
 from ldm.storybook.oracle import StorybookOracle
@@ -18,6 +19,7 @@ from ldm.storybook.pretraining.lessons import FAMILY, SIZES, TRAITS, UNKNOWN, VI
 from ldm.storybook.pretraining.loop import Loop, LoopSettings
 from ldm.storybook.pretraining.vae import recolour, to_unit
 
+CPU = torch.device("cpu")
 TEMPERATURE = 0.07
 SPOILT_SHARE = 0.15
 REFUSED = 0.003  # of good renders
@@ -121,7 +123,7 @@ def settle_none(oracle: StorybookOracle, pictures: np.ndarray) -> None:
 @torch.no_grad()
 def decoded(vae: AutoencoderKL, pictures: Tensor) -> Tensor:
     """What comes back from the VAE: NCHW in [-1, 1], like `pictures`."""
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast(CPU, native_precision("cpu")):
         return vae.decode(vae.encode(pictures).latent_dist.sample()).sample.float().clamp(-1, 1)
 
 
@@ -135,7 +137,7 @@ def contrast(embedding: Tensor, identity: Tensor) -> Tensor:
 
 
 class Details(nn.Module):
-    """Reads the design off the oracle's features, so that they hold it; not shipped.
+    """Reads the design off what the oracle recognises by, so that it is in there; not shipped.
 
     An embedding that is taught by comparing alone forgets the traits that few pairs differ in.
     """
@@ -194,10 +196,10 @@ def train_oracle(
         good[soft] = decoded(vae, good[soft])
         shown = torch.cat([augment(good, rng), augment(bad, rng)])
         n = len(good)
-        with torch.autocast("cpu", torch.bfloat16):
-            features = oracle.look(shown.contiguous(memory_format=torch.channels_last))
-            out = oracle.answer(features)
-            losses = details.losses(features[:n], lesson, rows)
+        with autocast(CPU, native_precision("cpu")):
+            seen = oracle.look(shown.contiguous(memory_format=torch.channels_last))
+            out = oracle.answer(seen)
+            losses = details.losses(oracle.described(seen[:n]), lesson, rows)
         losses |= {
             name: functional.cross_entropy(out[name][:n].float(), torch.from_numpy(labels[rows]))
             for name, labels in lesson.labels.items()

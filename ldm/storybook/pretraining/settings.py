@@ -54,6 +54,17 @@ class OracleSettings:
 
 
 @dataclass
+class RecognitionSettings:
+    """How the oracle is taught to recognise things in pictures as a model draws them."""
+
+    start_from: str | None = None  # folder of an oracle; None: that of the stage before
+    families: int = 1400  # drawn for it
+    softened_families: int = 700  # of these, also as the base's VAE and UNet make them
+    batch: int = 16  # families a step
+    loop: LoopSettings = field(default_factory=lambda: LoopSettings(2000, 1e-3))
+
+
+@dataclass
 class IdentitySettings:
     """How the threshold of identity is set."""
 
@@ -85,5 +96,6 @@ class PretrainSettings:
     vae: VaeSettings = field(default_factory=VaeSettings)
     diffusion: DiffusionSettings = field(default_factory=DiffusionSettings)
     oracle: OracleSettings = field(default_factory=OracleSettings)
+    recognition: RecognitionSettings = field(default_factory=RecognitionSettings)
     identity: IdentitySettings = field(default_factory=IdentitySettings)
     score: ScoreSettings = field(default_factory=ScoreSettings)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
 from ldm.errors import UserError
@@ -34,14 +34,16 @@ from ldm.storybook.pretraining.identity import RIVALS, draw_gallery, find_thresh
 from ldm.storybook.pretraining.lessons import draw_lesson
 from ldm.storybook.pretraining.oracle import settle_none, train_oracle
 from ldm.storybook.pretraining.pool import Pool, draw_pool, save_array
+from ldm.storybook.pretraining.recognition import PER_FAMILY, seen_of, train_recognition
 from ldm.storybook.pretraining.score import score_stage
 from ldm.storybook.pretraining.settings import PretrainSettings
+from ldm.storybook.pretraining.soft import soften
 from ldm.storybook.pretraining.tokenizer import train_tokenizer
 from ldm.storybook.pretraining.vae import new_vae, train_decoder, train_vae
 
 log = logging.getLogger(__name__)
 # Added to the seed, so that pools differ.
-VAE_POOL, DIFFUSION_POOL, LESSON, GALLERY, SETTLING = 11, 12, 13, 14, 15
+VAE_POOL, DIFFUSION_POOL, LESSON, GALLERY, SETTLING, RECOGNITION_LESSON = range(11, 17)
 
 
 def _start(settings: PretrainSettings) -> BaseModel | None:
@@ -196,18 +198,13 @@ def save_base(base: BaseModel, folder: Path) -> None:
 
 
 def oracle_stage(settings: PretrainSettings) -> None:
-    """Renders, spoilt and half-trained pictures, the VAE -> the oracle's folder, float16.
+    """Renders, spoilt and half-trained pictures, the VAE -> `work/oracle`, all but recognition.
 
-    The threshold of identity is set on the weights as they are shipped; the score stage adds how
-    often it is right. Going on from a base leaves the oracle as it is: what measures must not
-    change on the way.
+    Going on from a base leaves the oracle as it is: what measures must not change on the way.
     """
     if settings.start_from is not None:
         return
     work, wanted = Path(settings.work), settings.oracle
-    for kind in settings.identity.rivals:
-        if kind not in RIVALS:
-            raise UserError(f"identity.rivals: no {kind!r}; there are {', '.join(RIVALS)}")
     # The other half of these pictures is for testing.
     early = [np.load(path)[::2] for path in sorted(work.glob("half_trained_*.npy"))]
     torch.manual_seed(settings.seed)
@@ -223,19 +220,59 @@ def oracle_stage(settings: PretrainSettings) -> None:
     )
     fresh = draw_pool(wanted.settling, settings.seed + SETTLING, subject_share=0.4, variants=1)
     settle_none(oracle, fresh.pictures)
-    shipped = {k: v.half() if v.is_floating_point() else v for k, v in oracle.state_dict().items()}
-    oracle.load_state_dict(shipped)
+    _save(work / "oracle", lambda folder: _save_oracle(oracle, folder, {}))
+
+
+def recognition_stage(settings: PretrainSettings) -> None:
+    """`work/oracle`, or the oracle of `recognition.start_from` -> the oracle's folder, float16.
+
+    The threshold of identity is set on the weights as they are shipped; the score stage adds how
+    often it is right.
+    """
+    if settings.start_from is not None:
+        return
+    for kind in settings.identity.rivals:
+        if kind not in RIVALS:
+            raise UserError(f"identity.rivals: no {kind!r}; there are {', '.join(RIVALS)}")
+    work, wanted = Path(settings.work), settings.recognition
+    oracle = StorybookOracle.load(Path(wanted.start_from or work / "oracle"))
+    lesson = draw_lesson(wanted.families, settings.seed + RECOGNITION_LESSON)
+    softened = work / "softened.npy"
+    if not softened.is_file():
+        first = lesson.pictures[: wanted.softened_families * PER_FAMILY]
+        save_array(softened, soften(load_base(settings.base), first, settings.seed))
+    crisp = [seen_of(oracle, lesson.pictures, faults) for faults in (None, settings.seed)]
+    train_recognition(
+        oracle,
+        crisp,
+        seen_of(oracle, np.load(softened)),
+        wanted.loop,
+        wanted.batch,
+        settings.seed,
+        work / "recognition.pt",
+    )
+    oracle.load_state_dict(_halved(oracle))
     gallery = draw_gallery(oracle, settings.identity.subjects, settings.seed + GALLERY)
     threshold = round(find_threshold(gallery, settings.identity.rivals), 4)
-    about = {
-        "channels": list(wanted.channels),
-        "features": wanted.features,
-        "embedding": wanted.embedding,
-        "rates": {"threshold": threshold},
-    }
     folder = Path(settings.oracle_folder)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(shipped, folder / "oracle.safetensors")
+    _save_oracle(oracle, folder, {"threshold": threshold})
+
+
+def _halved(oracle: StorybookOracle) -> dict[str, Tensor]:
+    state = oracle.state_dict()
+    return {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
+
+
+def _save_oracle(oracle: StorybookOracle, folder: Path, rates: dict[str, float]) -> None:
+    """Write what `StorybookOracle.load` reads, float16."""
+    about = {
+        "channels": oracle.channels,
+        "features": oracle.features,
+        "embedding": oracle.embed.out_features,
+        "rates": rates,
+    }
+    save_file(_halved(oracle), folder / "oracle.safetensors")
     (folder / "oracle.json").write_text(json.dumps(about, indent=2) + "\n")
 
 
@@ -246,5 +283,6 @@ STAGES: dict[str, Callable[[PretrainSettings], None]] = {
     "latents": latents_stage,
     "diffusion": diffusion_stage,
     "oracle": oracle_stage,
+    "recognition": recognition_stage,
     "score": score_stage,
 }

@@ -12,6 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.functional import l1_loss
 
+from ldm.models.precision import autocast, native_precision
 from ldm.storybook.pretraining.loop import Loop, LoopSettings
 from ldm.storybook.pretraining.pool import Pool
 
@@ -80,7 +81,7 @@ def _slopes(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def vae_loss(vae: AutoencoderKL, pictures: Tensor) -> tuple[Tensor, dict[str, float]]:
     """L1 on values and on their slopes (small marks stay sharp) and a little KL."""
-    with torch.autocast(pictures.device.type, torch.bfloat16):
+    with autocast(pictures.device, native_precision(pictures.device.type)):
         posterior = vae.encode(pictures).latent_dist
         decoded = vae.decode(posterior.sample()).sample
     decoded = decoded.float()
