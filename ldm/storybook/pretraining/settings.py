@@ -61,7 +61,7 @@ class RecognitionSettings:
     families: int = 1400  # drawn for it
     softened_families: int = 700  # of these, also as the base's VAE and UNet make them
     batch: int = 16  # families a step
-    loop: LoopSettings = field(default_factory=lambda: LoopSettings(2000, 1e-3))
+    loop: LoopSettings = field(default_factory=lambda: LoopSettings(1500, 1e-3))
 
 
 @dataclass
