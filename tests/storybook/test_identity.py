@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from ldm.models.base import load_base
+from ldm.models.precision import autocast, native_precision
 from ldm.sampling.generate import generate
 from ldm.storybook import NOUNS, random_subject
 from ldm.storybook.oracle import StorybookOracle, load_oracle
 from ldm.storybook.pretraining.identity import (
     ACCEPTED,
+    DECODED,
     REFERENCES,
     RIVALS,
     SHOWN,
@@ -52,6 +54,12 @@ def right(found: dict[str, float]) -> bool:
     )
 
 
+def test_a_blurred_subject_is_still_the_subject(oracle: StorybookOracle) -> None:
+    softer = draw_gallery(oracle, 32, seed=82_000, vae=load_base(BASE).vae)
+    found = shares(softer, oracle.rates["threshold"])
+    assert found[DECODED] >= 0.87  # .93 of 2,560 pictures; crisp ones alone teach .88
+
+
 def test_own_pictures_are_accepted_and_other_things_are_not(
     oracle: StorybookOracle, gallery: Gallery
 ) -> None:
@@ -81,7 +89,7 @@ def test_the_rates_stand_in_the_scores_too(oracle: StorybookOracle) -> None:
 def test_the_bases_own_pictures_of_a_class_are_not_accepted(
     oracle: StorybookOracle, gallery: Gallery, noun: str
 ) -> None:
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast(torch.device("cpu"), native_precision("cpu")):
         drawn = list(
             generate(load_base(BASE), [f"a drawing of a {noun}"] * 12, range(12), steps=8, batch=12)
         )

@@ -158,7 +158,7 @@ def test_every_stage_and_going_on_from_the_result(tmp_path: Path) -> None:
 def test_a_wrong_key_is_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert pretrain(tmp_path, "diffusion.loop.step=3") == 2
     assert "step" in capsys.readouterr().err
-    assert pretrain(tmp_path, "--stage", "oracle", "identity.rivals=[strangers]") == 2
+    assert pretrain(tmp_path, "--stage", "recognition", "identity.rivals=[strangers]") == 2
     assert "no 'strangers'; there are world objects" in capsys.readouterr().err
     assert scripts.pretrain.main(["--config", str(tmp_path / "absent.yaml")]) == 2
 

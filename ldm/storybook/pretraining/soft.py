@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ldm.data.images import to_picture
-from ldm.models.base import BaseModel
+from ldm.models.base import BaseModel, frozen_copy
 from ldm.models.frozen import FrozenPrediction
 from ldm.objective import NoiseSchedule
 from ldm.randomness import generator
@@ -28,6 +28,7 @@ REDRAWN_FROM = (20, 200)  # timesteps: at the later ones small things begin to b
 def soften(base: BaseModel, pictures: np.ndarray, seed: int, batch: int = 64) -> np.ndarray:
     """N x 64 x 64 x 3, uint8 -> the same pictures after the VAE; half of them were also noised in
     between, to a timestep of REDRAWN_FROM, and denoised in one step without a prompt."""
+    base = frozen_copy(base)
     predict = FrozenPrediction(base)
     schedule = NoiseSchedule.from_scheduler(base.scheduler)
     scaling = base.vae.config.scaling_factor
@@ -40,9 +41,10 @@ def soften(base: BaseModel, pictures: np.ndarray, seed: int, batch: int = 64) ->
         t = torch.randint(*REDRAWN_FROM, (len(clean),), generator=draw)
         noise = torch.randn(clean.shape, generator=draw)
         redrawn = torch.rand(len(clean), generator=draw) < REDRAWN_SHARE
-        noisy = schedule.add_noise(clean, noise, t)[redrawn]
-        predicted = predict(noisy, t[redrawn], [""] * len(noisy))
-        clean[redrawn] = schedule.predicted_original(noisy, predicted, t[redrawn])
+        if redrawn.any():
+            noisy = schedule.add_noise(clean, noise, t)[redrawn]
+            predicted = predict(noisy, t[redrawn], [""] * len(noisy))
+            clean[redrawn] = schedule.predicted_original(noisy, predicted, t[redrawn])
         decoded = vae.decode(clean / scaling).sample
         softened[rows] = np.stack([np.asarray(to_picture(picture)) for picture in decoded])
         if start % (50 * batch) == 0:
