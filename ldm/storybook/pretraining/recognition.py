@@ -50,8 +50,8 @@ def train_recognition(
     """Train on `families` families a step and return the oracle with the averaged weights.
 
     crisp: what is seen of all pictures of a lesson, N x C each, in one or more renderings; soft:
-    the same of its first pictures, softened. Families alternate: softened ones, in which each
-    picture is shown softened as often as not, and any.
+    the same of its first pictures, softened. Half of a step's families are among these, and their
+    pictures are shown softened as often as not.
     """
     oracle.requires_grad_(False)
     trained = nn.ModuleDict({"describe": oracle.describe, "embed": oracle.embed})
