@@ -7,7 +7,7 @@ A small convolutional network trained on rendered pictures (`pretraining.oracle`
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -32,6 +32,7 @@ VOCABULARY: dict[str, tuple[str, ...]] = {
     "setting": SETTINGS,
     "accessory": ACCESSORIES,
 }
+WIDE = ("mix.weight", "describe.weight")  # two thirds of the weights: eight bits each in the file
 ASKED_SETTINGS = (
     "in the snow",
     "under water",
@@ -122,11 +123,8 @@ class StorybookOracle(nn.Module):
             )
         shape = json.loads(about.read_text())
         oracle = cls(shape["channels"], shape["features"], shape["embedding"])
-        state = load_file(weights)
         oracle.rates = shape["rates"]
-        oracle.load_state_dict(
-            {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
-        )
+        oracle.load_state_dict(unpacked(load_file(weights)))
         return oracle.eval().requires_grad_(False)
 
     def questions(self, identifier: str, class_noun: str) -> list[Question]:
@@ -153,6 +151,27 @@ class StorybookOracle(nn.Module):
                     Reading(words, bool(out["none"][i] > 0), out["embedding"][i].numpy())
                 )
         return readings
+
+
+def packed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """An oracle's weights as its file holds them: float16, the widest layers int8.
+
+    Of these each row is round(row / scale) with scale = max |row| / 127, kept as NAME.scale.
+    """
+    file = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
+    for name in WIDE:
+        scale = state[name].abs().amax(1, keepdim=True) / 127
+        file[name] = (state[name] / scale.clamp_min(1e-12)).round().to(torch.int8)
+        file[f"{name}.scale"] = scale
+    return file
+
+
+def unpacked(file: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of `packed`, float32, up to its rounding."""
+    state = {k: v.float() if v.is_floating_point() else v for k, v in file.items()}
+    for name in WIDE:
+        state[name] = state[name].float() * state.pop(f"{name}.scale")
+    return state
 
 
 def cosine_to_mean(embeddings: np.ndarray, references: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ldm.errors import UserError
 from ldm.training.phases import EMBEDDING, TEXT_ENCODER, THROUGHOUT, Phases, groups_of
@@ -72,13 +72,27 @@ def make_optimizer(
     name = settings.optimizer
     try:
         if settings.custom:
-            return settings.custom(params=groups, lr=settings.learning_rate, **settings.arguments)
-        return OPTIMIZERS[name](groups, settings, fused)
+            made = settings.custom(params=groups, lr=settings.learning_rate, **settings.arguments)
+        else:
+            made = OPTIMIZERS[name](groups, settings, fused)
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
         raise UserError(
             f"training.optimizer={name} cannot be made with training.optimizer_arguments="
             f"{dict(settings.arguments)}, training.betas and training.weight_decay: {error}"
         ) from error
+    made.register_load_state_dict_post_hook(_lay_out_alike)
+    return made
+
+
+def _lay_out_alike(optimizer: torch.optim.Optimizer) -> None:
+    """Give loaded state the memory layout of its parameter.
+
+    Fused steps walk through memory and would pair each weight with another one's state.
+    """
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _adamw(groups: Groups, settings: OptimizerSettings, fused: bool) -> torch.optim.Optimizer:

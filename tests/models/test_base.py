@@ -38,6 +38,12 @@ def test_what_is_loaded(tiny_base_folder: TinyFolder) -> None:
     assert load_base(tiny_base_folder("eps")).prediction_type == "epsilon"
 
 
+def test_convolutions_lie_channels_last(tiny_base_folder: TinyFolder) -> None:
+    base = load_base(tiny_base_folder("eps"))
+    for convolution in (base.unet.conv_in, base.vae.decoder.conv_in):
+        assert convolution.weight.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_dtype_is_not_the_vaes(tiny_base_folder: TinyFolder) -> None:
     base = load_base(tiny_base_folder("eps"), dtype=torch.bfloat16)
     assert (base.unet.dtype, base.text_encoder.dtype) == (torch.bfloat16, torch.bfloat16)

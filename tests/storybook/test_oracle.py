@@ -17,7 +17,7 @@ from ldm.storybook import (
     random_design,
     render,
 )
-from ldm.storybook.oracle import StorybookOracle, load_oracle
+from ldm.storybook.oracle import WIDE, StorybookOracle, load_oracle, packed, unpacked
 from ldm.storybook.pretraining.lessons import (
     FAMILY,
     SIZES,
@@ -74,6 +74,19 @@ def test_shipped_subjects_are_known_again(oracle: StorybookOracle) -> None:
 
 def test_size_on_disk() -> None:
     assert Path("data/storybook-oracle/oracle.safetensors").stat().st_size <= 2 * 2**20
+
+
+def test_packed_weights_come_back_to_within_half_a_step() -> None:
+    state = StorybookOracle(channels=(4, 6), features=8, embedding=4).state_dict()
+    state["mix.weight"][3] = 0.0  # a row without a scale
+    back = unpacked(packed(state))
+    assert back.keys() == state.keys()
+    for name, weight in state.items():
+        if name in WIDE:
+            step = weight.abs().amax(1, keepdim=True) / 127
+            assert ((back[name] - weight).abs() <= 0.5001 * step).all()
+        else:
+            torch.testing.assert_close(back[name].to(weight), weight, rtol=1e-3, atol=1e-3)
 
 
 def test_missing_oracle_is_explained(tmp_path: Path) -> None:

@@ -143,6 +143,26 @@ def test_every_optimizer_goes_on_bit_for_bit_from_its_state(name: str) -> None:
         assert torch.equal(ours, theirs)
 
 
+def test_state_is_laid_out_as_the_weights_it_is_loaded_for() -> None:
+    def after(steps: int, reload_at: int | None) -> torch.Tensor:
+        torch.manual_seed(0)
+        convolution = nn.Conv2d(4, 6, 3).to(memory_format=torch.channels_last)
+        optimizer = build_optimizer({"unet": convolution}, settings_of("adamw"))
+        for number in range(steps):
+            if number == reload_at:
+                state = copy.deepcopy(optimizer.state_dict())
+                for moments in state["state"].values():
+                    for key in ("exp_avg", "exp_avg_sq"):
+                        moments[key] = moments[key].contiguous()
+                optimizer.load_state_dict(state)
+            optimizer.zero_grad()
+            convolution(torch.randn(2, 4, 5, 5)).square().mean().backward()
+            optimizer.step()
+        return convolution.weight.detach()
+
+    assert torch.equal(after(4, reload_at=2), after(4, reload_at=None))
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_step_without_gradients_changes_nothing(name: str) -> None:
     modules = networks()

@@ -15,14 +15,14 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 from transformers import CLIPTokenizer
 
 from ldm.errors import UserError
 from ldm.models.base import BaseModel, load_base
 from ldm.sampling.generate import generate
 from ldm.storybook import full_caption, random_scene
-from ldm.storybook.oracle import StorybookOracle
+from ldm.storybook.oracle import StorybookOracle, packed, unpacked
 from ldm.storybook.pretraining.diffusion import (
     encode_pool,
     new_scheduler,
@@ -224,7 +224,7 @@ def oracle_stage(settings: PretrainSettings) -> None:
 
 
 def recognition_stage(settings: PretrainSettings) -> None:
-    """`work/oracle`, or the oracle of `recognition.start_from` -> the oracle's folder, float16.
+    """`work/oracle`, or the oracle of `recognition.start_from` -> the oracle's folder.
 
     The threshold of identity is set on the weights as they are shipped; the score stage adds how
     often it is right.
@@ -251,7 +251,7 @@ def recognition_stage(settings: PretrainSettings) -> None:
         settings.seed,
         work / "recognition.pt",
     )
-    oracle.load_state_dict(_halved(oracle))
+    oracle.load_state_dict(unpacked(packed(oracle.state_dict())))
     gallery = draw_gallery(oracle, settings.identity.subjects, settings.seed + GALLERY)
     threshold = round(find_threshold(gallery, settings.identity.rivals), 4)
     folder = Path(settings.oracle_folder)
@@ -259,20 +259,15 @@ def recognition_stage(settings: PretrainSettings) -> None:
     _save_oracle(oracle, folder, {"threshold": threshold})
 
 
-def _halved(oracle: StorybookOracle) -> dict[str, Tensor]:
-    state = oracle.state_dict()
-    return {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
-
-
 def _save_oracle(oracle: StorybookOracle, folder: Path, rates: dict[str, float]) -> None:
-    """Write what `StorybookOracle.load` reads, float16."""
+    """Write what `StorybookOracle.load` reads."""
     about = {
         "channels": oracle.channels,
         "features": oracle.features,
         "embedding": oracle.embed.out_features,
         "rates": rates,
     }
-    save_file(_halved(oracle), folder / "oracle.safetensors")
+    save_file(packed(oracle.state_dict()), folder / "oracle.safetensors")
     (folder / "oracle.json").write_text(json.dumps(about, indent=2) + "\n")
 
 
