@@ -23,6 +23,7 @@ AT_LEAST: dict[str, float] = {
     "prior.scale": 0,
     "prior.steps": 1,
     "prior.sampling_batch": 1,
+    "prior.caption_dropout": 0,
     "training.steps": 1,
     "training.batch": 1,
     "training.accumulate": 1,
@@ -70,6 +71,7 @@ MORE_THAN: dict[str, float] = {
     "ema.power": 0,
 }
 AT_MOST: dict[str, float] = {
+    "prior.caption_dropout": 1,
     "training.learning_rate": 1,
     "training.text_encoder_learning_rate": 1,
     "training.text_encoder_stop": 1,

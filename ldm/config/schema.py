@@ -73,6 +73,7 @@ class Prior:
     batch: int = 8  # class samples per optimizer step, over all processes
     weight: float = 1.0  # of the prior loss
     weight_end: float | None = None  # at the last step; None: the weight stays
+    caption_dropout: float | None = None  # of its samples; None: as objective.caption_dropout
     folder: str | None = None  # your own class pictures, instead of made ones
     root: str = "data/prior"  # where made ones are kept for all runs
     seed: int = 0

@@ -169,9 +169,11 @@ class TrainingSet(IterableDataset[Batch]):
         rank: int = 0,
         world: int = 1,
         caption_dropout: float = 0.0,
+        prior_caption_dropout: float | None = None,
     ) -> None:
         """`start_step`: 0, or the number of optimizer steps done when a run goes on;
-        `caption_dropout`: the probability, 0..1, that a sample's prompt becomes "".
+        `caption_dropout`: the probability, 0..1, that a sample's prompt becomes "";
+        `prior_caption_dropout`: that of class samples, None: the same.
 
         Raises UserError where a batch is below 1 or not divisible by accumulate x world;
         ValueError where the arguments do not fit together.
@@ -181,8 +183,12 @@ class TrainingSet(IterableDataset[Batch]):
             raise ValueError("at least one subject, got none")
         if not 0 <= rank < world:
             raise ValueError(f"rank lies in 0 .. {world - 1}, got {rank}")
-        if not 0 <= caption_dropout <= 1:
-            raise ValueError(f"caption_dropout is a probability, got {caption_dropout}")
+        if prior_caption_dropout is None:
+            prior_caption_dropout = caption_dropout
+        self.dropout = (caption_dropout, prior_caption_dropout)  # of a subject's, a class's samples
+        for probability in self.dropout:
+            if not 0 <= probability <= 1:
+                raise ValueError(f"caption_dropout is a probability, got {probability}")
         _check_pictures([*subjects, *classes])
         check_divisible("training.batch", batch, accumulate, world)
         self.stretches = [Stretch(tuple(subjects), batch, offset=0)]
@@ -190,7 +196,7 @@ class TrainingSet(IterableDataset[Batch]):
             check_divisible("prior.batch", prior_batch, accumulate, world)
             self.stretches.append(Stretch(tuple(classes), prior_batch, offset=batch))
         self.accumulate, self.seed, self.start_step = accumulate, seed, start_step
-        self.rank, self.world, self.caption_dropout = rank, world, caption_dropout
+        self.rank, self.world = rank, world
         self._ready_for: int | None = None  # step
 
     def __iter__(self) -> Iterator[Batch]:
@@ -220,10 +226,11 @@ class TrainingSet(IterableDataset[Batch]):
 
     def _kept(self, prompt: str, step: int, index: int) -> str:
         """The prompt or, where it is dropped, the empty one (arXiv 2207.12598, algorithm 1)."""
-        if not self.caption_dropout:
+        probability = self.dropout[index >= self.stretches[0].batch]
+        if not probability:
             return prompt
         draw = torch.rand((), generator=generator(self.seed, "caption_dropout", step, index))
-        return "" if draw < self.caption_dropout else prompt
+        return "" if draw < probability else prompt
 
 
 def _joined(taken: Sequence[tuple[list[int], Samples]], step: int, first_prior: int) -> Batch:

@@ -81,6 +81,7 @@ class RunData(pl.LightningDataModule):
             rank=trainer.global_rank,
             world=trainer.world_size,
             caption_dropout=config.objective.caption_dropout,
+            prior_caption_dropout=prior.caption_dropout if prior else None,
         )
         return DataLoader(stream, batch_size=None)
 
