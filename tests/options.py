@@ -44,6 +44,7 @@ OPTIONS: dict[str, tuple[object, ...]] = {
     "prior": ("cached", "null", "live", "subject", "folder"),
     "prior__target": ("data", "base"),
     "prior__weight_end": ("null", 0.5),
+    "prior__caption_dropout": ("null", 0.5),
     "subjects": ("one", "two"),
 }
 # What excludes what, and why it has to.
@@ -51,6 +52,7 @@ EXCLUDED: list[dict[str, object]] = [
     {"prior": "subject", "prior__target": "data"},  # its own pictures would be the class
     {"prior": "null", "prior__target": "base"},  # nothing to predict
     {"prior": "null", "prior__weight_end": 0.5},
+    {"prior": "null", "prior__caption_dropout": 0.5},
     {"prior": "folder", "subjects": "two"},  # a folder holds one class
     # no text encoder is trained at any rate, up to any step
     {"model__train_text_encoder": "false", "training__text_encoder_stop": 0.5},

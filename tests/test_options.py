@@ -158,6 +158,7 @@ CHANGES: list[tuple[dict[str, object], dict[str, object]]] = [
     ({}, {"prior__images": "subject", "prior__target": "base"}),
     ({}, {"prior__target": "base"}),
     ({}, {"prior__weight_end": 0.1}),
+    ({}, {"prior__caption_dropout": 1.0}),
     ({}, {"subject__weight": 0.5}),
     ({}, {"data__crop": "random"}),
     ({}, {"data__mirror": "true"}),

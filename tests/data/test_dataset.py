@@ -236,5 +236,7 @@ def test_arguments_that_do_not_fit_together():
     for dropout in (-0.1, 1.1):
         with pytest.raises(ValueError, match="caption_dropout"):
             training_set(caption_dropout=dropout)
+        with pytest.raises(ValueError, match="caption_dropout"):
+            training_set(prior_caption_dropout=dropout)
     with pytest.raises(ValueError, match="purpose"):
         TrainingSet([subject], [pictures_of(CLASS, prompts_of(21))], prior_batch=1)

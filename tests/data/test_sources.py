@@ -280,6 +280,19 @@ def test_captions_are_dropped_as_often_as_asked_and_nothing_else_changes():
         assert (some[where][0], *some[where][2:]) == (whole[where][0], *whole[where][2:])
 
 
+@pytest.mark.parametrize(
+    ("asked", "kept", "lost"),
+    [
+        ({"prior_caption_dropout": 1.0}, False, True),
+        ({"caption_dropout": 1.0, "prior_caption_dropout": 0.0}, True, False),
+    ],
+)
+def test_class_samples_may_lose_their_captions_at_a_rate_of_their_own(asked, kept, lost):
+    found = samples(list(islice(many(**asked), 5)))
+    assert {is_prior for _, prompt, _, is_prior in found.values() if prompt} == {kept}
+    assert {is_prior for _, prompt, _, is_prior in found.values() if not prompt} == {lost}
+
+
 def test_more_dropout_drops_the_same_and_more_until_all():
     def dropped(probability: float) -> set[tuple[int, int]]:
         found = samples(list(islice(many(caption_dropout=probability), 20)))

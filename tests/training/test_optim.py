@@ -146,7 +146,8 @@ def test_every_optimizer_goes_on_bit_for_bit_from_its_state(name: str) -> None:
 def test_state_is_laid_out_as_the_weights_it_is_loaded_for() -> None:
     def after(steps: int, reload_at: int | None) -> torch.Tensor:
         torch.manual_seed(0)
-        convolution = nn.Conv2d(4, 6, 3).to(memory_format=torch.channels_last)
+        convolution = nn.Conv2d(4, 6, 3)
+        nn.utils.convert_conv2d_weight_memory_format(convolution, torch.channels_last)
         optimizer = build_optimizer({"unet": convolution}, settings_of("adamw"))
         for number in range(steps):
             if number == reload_at:
