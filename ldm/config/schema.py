@@ -71,7 +71,7 @@ class Prior:
     count: int = 64  # class images of each prompt, made where missing; of live ones those in use
     uses: int = 4  # how often each live class image is used
     batch: int = 4  # class samples per optimizer step, over all processes
-    weight: float = 5.0  # of the prior loss
+    weight: float = 10.0  # of the prior loss
     weight_end: float | None = None  # at the last step; None: the weight stays
     caption_dropout: float | None = 0.2  # of its samples; None: as objective.caption_dropout
     folder: str | None = None  # your own class pictures, instead of made ones
@@ -89,7 +89,7 @@ class Training:
     batch: int = 4  # subject samples per optimizer step, over all processes
     accumulate: int = 1  # forward passes a step is split into
     learning_rate: float = 2e-4
-    text_encoder_learning_rate: float | None = 2e-4  # None: the same
+    text_encoder_learning_rate: float | None = 4e-4  # None: the same
     weight_decay: float = 0.01
     betas: list[float] | None = None  # None: the optimizer's own
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
@@ -99,8 +99,8 @@ class Training:
     optimizer: str = "adamw"  # see checks.OPTIMIZERS, or module:Class
     optimizer_arguments: dict[str, Any] = field(default_factory=dict)
     text_encoder_stop: float = 1.0  # share of the steps after which the text encoder is frozen
-    pivotal: float = 0.1  # share of the steps, at the start, that train the identifier's row alone
-    pivotal_learning_rate: float = 5e-3
+    pivotal: float = 0.15  # share of the steps, at the start, that train the identifier's row alone
+    pivotal_learning_rate: float = 1e-2
     save_every: int = 100  # steps between resume states
 
 
