@@ -129,7 +129,7 @@ CHANGES: list[tuple[dict[str, object], dict[str, object]]] = [
     ({}, {"training__optimizer": "torch.optim:SGD"}),
     ({}, {"training__optimizer_arguments": "{eps: 1.0e-2}"}),
     ({}, {"training__pivotal": 0.5}),
-    ({"training__pivotal": 0.5}, {"training__pivotal_learning_rate": 0.01}),
+    ({"training__pivotal": 0.5}, {"training__pivotal_learning_rate": 0.001}),
     ({}, {"training__text_encoder_stop": 0.5}),
     ({}, {"objective__loss": "huber"}),
     ({}, {"objective__loss": "smooth_l1"}),
