@@ -144,6 +144,7 @@ def words_for(name: str, steps: int, other_noun: str, prompts: Sequence[str]) ->
             "model.train_text_encoder=false",
             "training.text_encoder_learning_rate=null",
             "training.text_encoder_stop=1.0",
+            "training.pivotal=0.0",
         ],
     }
     length = [f"training.steps={count}", f"snapshots.every={count}", "samples.every=0"]
