@@ -44,7 +44,7 @@ class Workspace:
             "training.learning_rate": 1e-3,
             "training.text_encoder_learning_rate": "null",
             "training.schedule": "constant",
-            "objective.weighting": "uniform",
+            "training.pivotal": 0.0,
             "training.save_every": 1,
             "snapshots.every": 1,
             "sampling.steps": 2,

@@ -99,7 +99,7 @@ class Training:
     optimizer: str = "adamw"  # see checks.OPTIMIZERS, or module:Class
     optimizer_arguments: dict[str, Any] = field(default_factory=dict)
     text_encoder_stop: float = 1.0  # share of the steps after which the text encoder is frozen
-    pivotal: float = 0.0  # share of the steps, at the start, that train the identifier's row alone
+    pivotal: float = 0.15  # share of the steps, at the start, that train the identifier's row alone
     pivotal_learning_rate: float = 1e-2
     save_every: int = 100  # steps between resume states
 
@@ -109,7 +109,7 @@ class Objective:
     loss: Literal["l2", "huber", "smooth_l1"] = "l2"
     huber_c: float = 0.1
     huber_schedule: Literal["constant", "exponential", "snr"] = "snr"
-    weighting: Literal["uniform", "min_snr", "soft_min_snr", "debiased", "p2"] = "min_snr"
+    weighting: Literal["uniform", "min_snr", "soft_min_snr", "debiased", "p2"] = "uniform"
     min_snr_gamma: float = 5.0
     p2_gamma: float = 1.0
     p2_k: float = 1.0

@@ -90,7 +90,12 @@ VARIANTS: dict[str, Variant] = {
         (*LESS_LIKE, Expected("class/drift/oracle", "down", "little is trained")),
     ),
     "wrong_noun": Variant(
-        "another class noun", True, (Expected(FIDELITY, "down", "Table 4: DINO .744 to .454"),)
+        "another class noun",
+        True,
+        (
+            Expected(FIDELITY, "down", "Table 4: DINO .744 to .454"),
+            Expected("subject/class", "down", "the noun says another class than is drawn"),
+        ),
     ),
     "no_noun": Variant(
         "no class noun, a drawing of [V]",
