@@ -124,7 +124,7 @@ VARIANTS: dict[str, Variant] = {
         ),
     ),
     "frozen_text": Variant(
-        "text encoder frozen",
+        "text encoder frozen (training.pivotal still trains the identifier's embedding first)",
         False,
         (
             Expected(FIDELITY, "up", "it learns", "base"),
@@ -149,7 +149,6 @@ def words_for(name: str, steps: int, other_noun: str, prompts: Sequence[str]) ->
             "model.train_text_encoder=false",
             "training.text_encoder_learning_rate=null",
             "training.text_encoder_stop=1.0",
-            "training.pivotal=0.0",
         ],
     }
     length = [f"training.steps={count}", f"snapshots.every={count}", "samples.every=0"]
