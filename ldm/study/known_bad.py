@@ -124,7 +124,7 @@ VARIANTS: dict[str, Variant] = {
         ),
     ),
     "frozen_text": Variant(
-        "text encoder frozen (training.pivotal still trains the identifier's embedding first)",
+        "text encoder frozen, training.pivotal as configured",
         False,
         (
             Expected(FIDELITY, "up", "it learns", "base"),
