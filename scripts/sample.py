@@ -71,7 +71,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     add("--n", type=int, default=4, help="pictures per prompt (default: 4)")
     add("--batch", type=int, help="pictures at once")
     add("--device", help="cuda, cuda:1, xpu, mps, cpu (default: what there is)")
-    add("--dtype", choices=DTYPES, help="of UNet and text encoder (default: fp16 on cuda and xpu)")
+    add("--dtype", choices=DTYPES, help="of UNet and text encoders (default: fp16 on cuda and xpu)")
     add("--out", type=Path, metavar="FOLDER", help="where the pictures go")
     args = parser.parse_args(words)
     if not args.prompt and not args.prompts_file:
@@ -144,8 +144,7 @@ def from_run(args: argparse.Namespace, dtype: "torch.dtype") -> Model:
             base.source,
             args.run,
         )
-    networks = {"unet": base.unet, "text_encoder": base.text_encoder}
-    manifest = load_snapshot(path, networks, ema=args.ema)
+    manifest = load_snapshot(path, base.networks, ema=args.ema)
     now = datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
     first, *others = identifiers_of(config)
     return Model(

@@ -19,6 +19,7 @@ class Batch(TypedDict):
 
     mean: torch.Tensor  # [B, C, h, w], float32
     std: torch.Tensor  # [B, C, h, w], float32
+    sizes: torch.Tensor  # [B, 6], float32: see `ldm.data.sizes`
     prompts: list[str]  # "" where the caption is dropped
     names: list[str]  # of the pictures' files
     weight: torch.Tensor  # [B], float32: what the sample's loss is multiplied by
@@ -34,6 +35,7 @@ class Samples:
 
     mean: torch.Tensor  # [B, C, h, w], float32
     std: torch.Tensor  # [B, C, h, w], float32
+    sizes: torch.Tensor  # [B, 6], float32
     prompts: list[str]
     names: list[str]
     weight: torch.Tensor  # [B], float32
@@ -94,6 +96,7 @@ class Pictures:
         return Samples(
             mean=latents.mean[at],  # N V C h w -> B C h w
             std=latents.std[at],
+            sizes=latents.sizes[at],
             prompts=[
                 prompts[_choice(len(prompts), seed, "caption", step, index)]
                 for prompts, index in zip(prompts_of, indices, strict=True)
@@ -243,6 +246,7 @@ def _joined(taken: Sequence[tuple[list[int], Samples]], step: int, first_prior: 
     return Batch(
         mean=torch.cat([part.mean for part in parts])[order],
         std=torch.cat([part.std for part in parts])[order],
+        sizes=torch.cat([part.sizes for part in parts])[order],
         prompts=[prompts[place] for place in order.tolist()],
         names=[names[place] for place in order.tolist()],
         weight=torch.cat([part.weight for part in parts])[order],

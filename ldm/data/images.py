@@ -97,8 +97,15 @@ def load_picture(
     (pixels) a large JPEG is decoded at 1/2, 1/4 or 1/8 of its size, as long as its short side stays
     at least twice that. Raises UserError naming a missing, damaged or unreadable file.
     """
-    with open_upright(path, short_side) as (image, _):
-        return _to_rgb(image, background)
+    return load_with_size(path, background, short_side)[0]
+
+
+def load_with_size(
+    path: Path | str, background: Colour = (255, 255, 255), short_side: int | None = None
+) -> tuple[Image.Image, Size]:
+    """`load_picture`, and beside it width and height of the whole file, upright."""
+    with open_upright(path, short_side) as (image, whole):
+        return _to_rgb(image, background), whole
 
 
 @contextmanager

@@ -1,5 +1,7 @@
 """Pictures to latents, once: the posterior's mean and deviation, in memory and on disk.
 
+Beside them lie the numbers that SDXL is told of each picture's size.
+
 The VAE is frozen, so nothing but the posterior *sample* changes from step to step, and that is
 drawn in training from what lies here: mean + std * noise.
 
@@ -22,7 +24,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from ldm.data.images import Box, Colour, Crop, Size, crop_box, load_picture, resize_box
+from ldm.data.images import Box, Colour, Crop, Size, crop_box, load_with_size, resize_box
+from ldm.data.sizes import SIZES, sizes_of_crop
 from ldm.errors import UserError
 from ldm.randomness import generator
 
@@ -31,10 +34,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1  # raise it when the meaning of a cached file changes
+FORMAT = 2  # raise it when the meaning of a cached file changes
 
 Progress = Callable[[int, int], None]
 Moments = tuple[torch.Tensor, torch.Tensor]  # mean and std, of one shape
+# Mean and std [V, C, h, w], sizes [V, 6], of one picture's variants.
+Encoded = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 @dataclass
@@ -43,15 +48,17 @@ class Latents:
 
     mean: torch.Tensor  # [N, V, C, h, w], float32, CPU
     std: torch.Tensor  # [N, V, C, h, w], float32, CPU, >= 0
+    sizes: torch.Tensor  # [N, V, 6], float32, CPU: see `ldm.data.sizes`
     names: list[str]  # N file names
     mask: torch.Tensor | None = None  # [N, V, 1, h, w], float32, CPU, 0..1: how much is subject
 
     def __post_init__(self) -> None:
         count, variants, _, *grid = self.mean.shape
-        if self.std.shape != self.mean.shape or len(self.names) != count:
+        fit = self.std.shape == self.mean.shape and len(self.names) == count
+        if not fit or self.sizes.shape != (count, variants, SIZES):
             raise ValueError(
-                f"{len(self.names)} names, mean {tuple(self.mean.shape)}, "
-                f"std {tuple(self.std.shape)} do not belong together"
+                f"{len(self.names)} names, mean {tuple(self.mean.shape)}, std "
+                f"{tuple(self.std.shape)}, sizes {tuple(self.sizes.shape)} do not belong together"
             )
         if self.mask is not None and list(self.mask.shape) != [count, variants, 1, *grid]:
             raise ValueError(
@@ -133,24 +140,23 @@ def encode_pictures(
         vae.to(torch.device(device))
     digests = [digest_of(picture) for picture in pictures]
     keys = [transform.key(digest, f"{fingerprint} {vae.dtype}") for digest in digests]
-    moments: list[Moments | None] = [store.read(key) if store else None for key in keys]
-    missing = [place for place, found in enumerate(moments) if found is None]
+    known: list[Encoded | None] = [store.read(key) if store else None for key in keys]
+    missing = [place for place, found in enumerate(known) if found is None]
     report = progress or (lambda done, total: None)
     done = len(pictures) - len(missing)
     report(done, len(pictures))
     todo = [(pictures[place], digests[place]) for place in missing]
     for place, encoded in zip(missing, _encode(vae, todo, transform, batch), strict=True):
-        moments[place] = encoded
+        known[place] = encoded
         if store:
             store.write(keys[place], encoded)
         done += 1
         report(done, len(pictures))
-    complete = [found for found in moments if found is not None]  # all are by now
+    complete = [found for found in known if found is not None]  # all are by now
     # Contiguous: the VAE answers in channels-last, a cached file does not, and memory order shows
-    # in the last bits of a convolution.
-    mean = torch.stack([mean for mean, _ in complete]).contiguous()  # V C h w -> N V C h w
-    std = torch.stack([std for _, std in complete]).contiguous()
-    return Latents(mean, std, [picture.name for picture in pictures])
+    # in the last bits of a convolution. V C h w -> N V C h w
+    mean, std, sizes = (torch.stack(parts).contiguous() for parts in zip(*complete, strict=True))
+    return Latents(mean, std, sizes, [picture.name for picture in pictures])
 
 
 @torch.no_grad()  # not inference_mode: the UNet's backward pass may keep what is made from these
@@ -190,29 +196,30 @@ class Store:
         with self._explained():
             folder.mkdir(parents=True, exist_ok=True)
 
-    def read(self, key: str) -> Moments | None:
-        """Mean and std, [V, C, h, w] each; None where they are missing or (logged) damaged."""
+    def read(self, key: str) -> Encoded | None:
+        """What `write` wrote; None where it is missing or (logged) damaged."""
         path = self._path(key)
         if not path.exists():
             return None
         try:
             with safe_open(path, "pt") as file:
-                moments = file.get_tensor("mean"), file.get_tensor("std")
-                if (file.metadata() or {}).get("sha256") == _checksum(moments):
-                    return moments
+                mean, std, sizes = (file.get_tensor(name) for name in ("mean", "std", "sizes"))
+                if (file.metadata() or {}).get("sha256") == _checksum((mean, std, sizes)):
+                    return mean, std, sizes
             reason = "its checksum disagrees"
         except (SafetensorError, OSError) as error:
             reason = str(error)
         log.warning("cached latents %s are damaged and made again: %s", path, reason)
         return None
 
-    def write(self, key: str, moments: Moments) -> None:
+    def write(self, key: str, encoded: Encoded) -> None:
         """Staged beside its place, then renamed: readers and other processes see all or nothing.
 
         Raises UserError where the disk cannot be written.
         """
-        mean, std = (tensor.contiguous() for tensor in moments)
-        content = save({"mean": mean, "std": std}, {"sha256": _checksum((mean, std))})
+        mean, std, sizes = (tensor.contiguous() for tensor in encoded)
+        tensors = {"mean": mean, "std": std, "sizes": sizes}
+        content = save(tensors, {"sha256": _checksum((mean, std, sizes))})
         path = self._path(key)
         staged = path.with_suffix(f".{os.getpid()}.tmp")
         with self._explained():
@@ -236,9 +243,9 @@ class Store:
             ) from error
 
 
-def _checksum(moments: Moments) -> str:
+def _checksum(encoded: Encoded) -> str:
     sha = hashlib.sha256()
-    for tensor in moments:
+    for tensor in encoded:
         sha.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
         sha.update(tensor.contiguous().numpy().tobytes())
     return sha.hexdigest()
@@ -246,27 +253,31 @@ def _checksum(moments: Moments) -> str:
 
 def _encode(
     vae: "AutoencoderKL", todo: Sequence[tuple[Path, str]], transform: Transform, batch: int
-) -> Iterator[Moments]:
-    """Moments [V, C, h, w] of each (picture, digest), in order.
+) -> Iterator[Encoded]:
+    """Moments and sizes of each (picture, digest), in order.
 
     A batch never spans pictures: its size shows in the last bits, and which pictures are missing
     from the cache must not. Equal variants (every crop of a square picture is the same) are encoded
     once.
     """
     for path, digest in todo:
-        squares, order = _squares(path, digest, transform)  # [D, 3, R, R]
+        squares, order, sizes = _squares(path, digest, transform)  # [D, 3, R, R]
         parts = [encode_squares(vae, part) for part in squares.split(batch)]
         mean, std = (torch.cat(several) for several in zip(*parts, strict=True))
-        yield mean[order], std[order]  # D C h w -> V C h w
+        yield mean[order], std[order], sizes  # D C h w -> V C h w
 
 
-def _squares(path: Path, digest: str, transform: Transform) -> tuple[torch.Tensor, list[int]]:
-    """The D distinct squares of a picture, [D, 3, R, R], and for each variant which one it is."""
+def _squares(
+    path: Path, digest: str, transform: Transform
+) -> tuple[torch.Tensor, list[int], torch.Tensor]:
+    """The D distinct squares of a picture, [D, 3, R, R], for each variant which one it is, and the
+    variants' sizes, [V, 6]."""
     side = transform.resolution
-    picture = load_picture(path, transform.background, short_side=side)
+    picture, whole = load_with_size(path, transform.background, short_side=side)
     if min(picture.size) < side:
         log.warning("%s is %d x %d pixels: enlarged to %d", path, *picture.size, side)
     variants = transform.variants(picture.size, digest)
     distinct = list(dict.fromkeys(variants))
     squares = torch.stack([resize_box(picture, box, side, flip) for box, flip in distinct])
-    return squares, [distinct.index(variant) for variant in variants]
+    sizes = [sizes_of_crop(whole, picture.size, box, flip, side) for box, flip in variants]
+    return squares, [distinct.index(variant) for variant in variants], torch.tensor(sizes)

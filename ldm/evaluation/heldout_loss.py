@@ -13,13 +13,13 @@ from torch import Tensor
 
 from ldm.data.images import fit
 from ldm.data.latents import encode_squares
+from ldm.data.sizes import sizes_of_whole
 from ldm.evaluation.metrics import Score, mean
 from ldm.models.base import BaseModel
 from ldm.models.precision import autocast
-from ldm.models.text import encode_prompts
+from ldm.models.unet import predict
 from ldm.objective import NoiseSchedule, Objective
 from ldm.randomness import seed_of
-from ldm.sampling.denoiser import guided_prediction
 from ldm.sampling.generate import Progress, in_eval_mode
 
 TIMESTEPS = 10  # strata; the loss of one picture is their mean
@@ -64,8 +64,10 @@ def heldout_losses(
     starts, parts = range(0, len(latents), batch), strata(len(schedule))
     losses = torch.zeros(len(latents), len(parts))
     device, done = model.device, 0
-    with in_eval_mode(model.text_encoder, model.unet), autocast(device, precision):
-        text = encode_prompts(model.tokenizer, model.text_encoder, prompts, device)
+    height, width = (side * model.latent_factor for side in latents.shape[-2:])
+    sizes = sizes_of_whole(height, width, len(latents)).to(device)
+    with in_eval_mode(*model.networks.values()), autocast(device, precision):
+        text = model.text.encode(prompts, device)
         for part, timestep in enumerate(parts):
             for start in starts:
                 places = torch.arange(start, min(start + batch, len(latents)))
@@ -75,7 +77,7 @@ def heldout_losses(
                 drawn["timesteps"] = torch.full_like(places, timestep)
                 drawn = {name: tensor.to(device) for name, tensor in drawn.items()}
                 noisy, t = objective.noisy(drawn), drawn["timesteps"]
-                prediction = guided_prediction(model.unet, noisy, t, text[places], None, scale=1.0)
+                prediction = predict(model.unet, noisy, t, text[places], sizes[places])
                 loss = objective.per_sample(prediction, objective.target(drawn), t)
                 losses[places, part] = loss.float().cpu()
                 done += 1

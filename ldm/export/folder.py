@@ -1,4 +1,4 @@
-"""A diffusers folder: what `StableDiffusionPipeline.from_pretrained` and `load_base` open."""
+"""A diffusers folder: what diffusers' pipelines (`from_pretrained`) and `load_base` open."""
 
 import copy
 import json
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldm.checkpoint.files import (
     REPLACED,
@@ -42,9 +42,9 @@ def export_folder(base: BaseModel, out: Path, dtype: torch.dtype, about: Mapping
         out.parent.mkdir(parents=True, exist_ok=True)
         with staging(out) as staged:
             _write_configs(base, staged, dtype)
-            for part, stem in WEIGHT_STEMS.items():
-                write = partial(write_tensors, tensors=_tensors(base, part, dtype))
-                write_verified(staged / part / f"{stem}.safetensors", write)
+            for part, network in {**base.networks, "vae": base.vae}.items():
+                write = partial(write_tensors, tensors=_tensors(part, network, dtype))
+                write_verified(staged / part / f"{WEIGHT_STEMS[part]}.safetensors", write)
             write_json(staged / ABOUT, dict(about))
             for path in staged.rglob("*"):
                 flush(path)
@@ -57,25 +57,16 @@ def export_folder(base: BaseModel, out: Path, dtype: torch.dtype, about: Mapping
 
 def _write_configs(base: BaseModel, folder: Path, dtype: torch.dtype) -> None:
     """Everything but weights; where the base's own files lay stands nowhere."""
-    from diffusers import StableDiffusionPipeline
-
-    pipeline = StableDiffusionPipeline(
-        tokenizer=base.tokenizer,
-        text_encoder=base.text_encoder,
-        vae=base.vae,
-        unet=base.unet,
-        scheduler=base.scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipeline.save_config(folder)  # model_index.json
-    text = copy.deepcopy(base.text_encoder.config)
-    text.dtype, text.architectures = dtype, [type(base.text_encoder).__name__]
-    text.save_pretrained(folder / "text_encoder")
-    base.tokenizer.save_pretrained(folder / "tokenizer")
-    # Readers older than tokenizer.json want these two.
-    base.tokenizer.backend_tokenizer.model.save(str(folder / "tokenizer"))
+    _pipeline(base).save_config(folder)  # model_index.json
+    names = (("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2"))
+    pairs = zip(base.text.tokenizers, base.text.encoders, strict=True)
+    for (tokenizer_name, encoder_name), (tokenizer, encoder) in zip(names, pairs, strict=False):
+        text = copy.deepcopy(encoder.config)
+        text.dtype, text.architectures = dtype, [type(encoder).__name__]
+        text.save_pretrained(folder / encoder_name)
+        tokenizer.save_pretrained(folder / tokenizer_name)
+        # Readers older than tokenizer.json want these two.
+        tokenizer.backend_tokenizer.model.save(str(folder / tokenizer_name))
     base.scheduler.save_pretrained(folder / "scheduler")
     for name in ("vae", "unet"):
         config = json.loads(getattr(base, name).to_json_string())
@@ -84,10 +75,32 @@ def _write_configs(base: BaseModel, folder: Path, dtype: torch.dtype) -> None:
         write_json(folder / name / "config.json", config)
 
 
-def _tensors(base: BaseModel, part: str, dtype: torch.dtype) -> dict[str, Tensor]:
+def _pipeline(base: BaseModel) -> Any:
+    """The parts as diffusers' pipeline for them."""
+    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+
+    parts: dict[str, Any] = {
+        "tokenizer": base.tokenizer,
+        **base.networks,
+        "vae": base.vae,
+        "scheduler": base.scheduler,
+    }
+    if base.text_encoder_2 is None:
+        return StableDiffusionPipeline(
+            **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+        )
+    return StableDiffusionXLPipeline(
+        **parts,
+        tokenizer_2=base.tokenizer_2,
+        force_zeros_for_empty_prompt=base.zero_empty_prompt,
+        add_watermarker=False,
+    )
+
+
+def _tensors(part: str, network: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
     """The tensors of a part's weight file, by the names that readers know."""
     prefix = TEXT_PREFIX if part == "text_encoder" else ""
     return {
         prefix + key: tensor.to(dtype) if tensor.is_floating_point() else tensor
-        for key, tensor in getattr(base, part).state_dict().items()
+        for key, tensor in network.state_dict().items()
     }

@@ -1,9 +1,9 @@
-"""The base model: a Stable Diffusion in the diffusers folder layout, loaded strictly."""
+"""The base model: Stable Diffusion or SDXL in the diffusers folder layout, loaded strictly."""
 
 import copy
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -11,21 +11,25 @@ import torch
 from torch import nn
 
 from ldm.errors import UserError
-from ldm.models.folder import PARTS, check_parts, find_folder, fingerprint
+from ldm.models.fit import check_fit
+from ldm.models.folder import PARTS, SDXL_PARTS, check_parts, find_folder, fingerprint
+from ldm.models.kind import is_sdxl, zeroes_empty_prompt
+from ldm.models.text import TextEncoders
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
-    from transformers import CLIPTextModel, CLIPTokenizer
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
 class BaseModel:
-    """The five parts of a Stable Diffusion, where they came from and what they are.
+    """The parts of a Stable Diffusion or SDXL, where they came from and what they are.
 
     `fingerprint` is a sha256 over every file that was loaded, `vae_fingerprint` over the VAE's
-    only (latents depend on nothing else).
+    only (latents depend on nothing else). SDXL has a second tokenizer and text encoder;
+    zero_empty_prompt: see `TextEncoders`.
     """
 
     tokenizer: "CLIPTokenizer"
@@ -36,6 +40,33 @@ class BaseModel:
     source: str
     fingerprint: str
     vae_fingerprint: str
+    tokenizer_2: "CLIPTokenizer | None" = None
+    text_encoder_2: "CLIPTextModelWithProjection | None" = None
+    zero_empty_prompt: bool = False
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """What can be trained, by its name in folders and snapshots: all networks but the VAE."""
+        networks: dict[str, nn.Module] = {"unet": self.unet, "text_encoder": self.text_encoder}
+        if self.text_encoder_2 is not None:
+            networks["text_encoder_2"] = self.text_encoder_2
+        return networks
+
+    @property
+    def text(self) -> TextEncoders:
+        """What turns prompts into embeddings; it shares the networks."""
+        if self.tokenizer_2 is None:
+            return TextEncoders((self.tokenizer,), (self.text_encoder,))
+        return TextEncoders(
+            (self.tokenizer, self.tokenizer_2),
+            (self.text_encoder, self.text_encoder_2),
+            self.zero_empty_prompt,
+        )
+
+    def with_own_tokenizers(self) -> Self:
+        """The same networks; copies of the tokenizers, each of which serves one thread only."""
+        first, second = copy.deepcopy((self.tokenizer, self.tokenizer_2))
+        return replace(self, tokenizer=first, tokenizer_2=second)
 
     @property
     def latent_factor(self) -> int:
@@ -67,12 +98,12 @@ class BaseModel:
         return self.unet.device
 
     def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> Self:
-        """Move every part to `device`; text encoder and UNet also to `dtype` if given.
+        """Move every part to `device`; text encoders and UNet also to `dtype` if given.
 
         The VAE stays float32: it is a small part of the work, and in half precision it bands
         (bfloat16) or overflows (float16).
         """
-        for part in (self.text_encoder, self.unet):
+        for part in self.networks.values():
             nn.Module.to(part, device=device, dtype=dtype)  # diffusers' own warns for nothing
         self.vae.to(device=device)
         return self
@@ -87,45 +118,60 @@ def load_base(
     """Load a base model from a local diffusers folder or a hub id, on the CPU, in eval mode.
 
     VAE and UNet are laid out in memory channels last, in which convolutions are faster.
-    `dtype` is that of text encoder and UNet; the VAE is float32 (see `BaseModel.to`). UserError:
+    `dtype` is that of text encoders and UNet; the VAE is float32 (see `BaseModel.to`). UserError:
     the folder or hub id cannot be had, a part is missing or damaged, weights and configuration do
-    not fit each other exactly, or the model is not a Stable Diffusion 1.x or 2.x.
+    not fit each other exactly, or the model is neither a Stable Diffusion 1.x or 2.x nor SDXL.
     """
     _quiet()
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextModel
 
     folder = find_folder(source, revision, variant)
-    _check_kind(folder)
-    check_parts(folder, variant)
+    sdxl = is_sdxl(folder)
+    parts = SDXL_PARTS if sdxl else PARTS
+    check_parts(folder, parts, variant)
     vae = load_weights(AutoencoderKL, folder / "vae", variant, torch_dtype=torch.float32)
     unet = load_weights(UNet2DConditionModel, folder / "unet", variant, torch_dtype=dtype)
     text_encoder = load_weights(CLIPTextModel, folder / "text_encoder", variant, dtype=dtype)
     for part in (vae, unet):
         nn.Module.to(part, memory_format=torch.channels_last)  # type: ignore[call-overload]
     base = BaseModel(
-        tokenizer=_load_tokenizer(folder, text_encoder),
+        tokenizer=_load_tokenizer(folder / "tokenizer", text_encoder),
         text_encoder=text_encoder,
         vae=vae,
         unet=unet,
         scheduler=_load_scheduler(folder),
         source=str(source),
-        fingerprint=fingerprint(folder, PARTS, variant),
+        fingerprint=fingerprint(folder, parts, variant),
         vae_fingerprint=fingerprint(folder, ("vae",), variant),
     )
-    _check_fit(base, folder)
+    if sdxl:
+        _add_second_encoder(base, folder, dtype, variant)
+    check_fit(base, folder)
     return base
 
 
+def _add_second_encoder(
+    base: BaseModel, folder: Path, dtype: torch.dtype, variant: str | None
+) -> None:
+    """Give the base what SDXL has beside Stable Diffusion."""
+    from transformers import CLIPTextModelWithProjection
+
+    part = folder / "text_encoder_2"
+    base.text_encoder_2 = load_weights(CLIPTextModelWithProjection, part, variant, dtype=dtype)
+    base.tokenizer_2 = _load_tokenizer(folder / "tokenizer_2", base.text_encoder_2)
+    base.zero_empty_prompt = zeroes_empty_prompt(folder)
+
+
 def frozen_copy(base: BaseModel) -> BaseModel:
-    """Return a copy of all five parts, in eval mode without gradients, that shares nothing.
+    """Return a copy of all parts, in eval mode without gradients, that shares nothing.
 
     To be taken before training changes `base`: exactly what is in memory is copied, for the files
-    on disk may be others by now. Another thread may use it, its tokenizer too (one that two
+    on disk may be others by now. Another thread may use it, its tokenizers too (one that two
     threads use at once fails with "Already borrowed").
     """
     made = copy.deepcopy(base)
-    for part in (made.text_encoder, made.unet, made.vae):
+    for part in (*made.networks.values(), made.vae):
         part.requires_grad_(False).eval()
     return made
 
@@ -152,19 +198,6 @@ def _quiet() -> None:
 
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
-
-
-def _check_kind(folder: Path) -> None:
-    """Refuse what looks like a folder of another kind of model, by its second text encoder."""
-    if (folder / "text_encoder_2").is_dir() or (folder / "transformer").is_dir():
-        raise UserError(
-            f"base model {folder}: not a Stable Diffusion 1.x or 2.x (one text encoder and a "
-            "UNet), and no other kind is supported"
-        )
-    if not any((folder / part).is_dir() for part in PARTS):
-        raise UserError(
-            f"base model {folder}: not a diffusers folder (it has none of {', '.join(PARTS)})"
-        )
 
 
 def load_weights(
@@ -202,13 +235,13 @@ def load_weights(
     return model.eval()
 
 
-def _load_tokenizer(folder: Path, text_encoder: "CLIPTextModel") -> "CLIPTokenizer":
+def _load_tokenizer(folder: Path, text_encoder: Any) -> "CLIPTokenizer":
     from transformers import CLIPTokenizer
 
     try:
-        tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # the libraries raise whatever their readers do
-        raise UserError(f"base model part {folder / 'tokenizer'}: {error}") from error
+        raise UserError(f"base model part {folder}: {error}") from error
     longest = text_encoder.config.max_position_embeddings
     if tokenizer.model_max_length > longest:  # e.g. no tokenizer_config.json: 1e30
         tokenizer.model_max_length = longest
@@ -227,28 +260,3 @@ def _load_scheduler(folder: Path) -> Any:
         raise UserError(
             f"base model part {path} cannot be read ({type(error).__name__}: {error})"
         ) from error
-
-
-def _check_fit(base: BaseModel, folder: Path) -> None:
-    """Raise UserError where the parts cannot belong to one another."""
-    unet, text = base.unet.config, base.text_encoder.config
-    if unet.cross_attention_dim != text.hidden_size:
-        raise UserError(
-            f"base model {folder}: the UNet reads text of width {unet.cross_attention_dim}, "
-            f"the text encoder writes {text.hidden_size}"
-        )
-    if unet.in_channels != base.latent_channels:
-        raise UserError(
-            f"base model {folder}: the UNet takes {unet.in_channels} channels and the VAE gives "
-            f"{base.latent_channels}; inpainting and depth models are not supported"
-        )
-    if len(base.tokenizer) > text.vocab_size:
-        raise UserError(
-            f"base model {folder}: the tokenizer has {len(base.tokenizer)} tokens, the text "
-            f"encoder {text.vocab_size}"
-        )
-    if base.prediction_type not in ("epsilon", "v_prediction"):
-        raise UserError(
-            f"base model {folder}: scheduler prediction_type {base.prediction_type!r} is not "
-            "supported; epsilon and v_prediction are"
-        )

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from ldm.errors import UserError
@@ -14,15 +15,24 @@ WEIGHT_STEMS = {
     "text_encoder": "model",
     "vae": "diffusion_pytorch_model",
     "unet": "diffusion_pytorch_model",
+    "text_encoder_2": "model",
 }
-_BIN_STEMS = {**WEIGHT_STEMS, "text_encoder": "pytorch_model"}  # transformers' older name
+_BIN_STEMS = {  # transformers' older names
+    **WEIGHT_STEMS,
+    "text_encoder": "pytorch_model",
+    "text_encoder_2": "pytorch_model",
+}
 _CONFIGS = {
     "text_encoder": "config.json",
     "vae": "config.json",
     "unet": "config.json",
     "scheduler": "scheduler_config.json",
+    "text_encoder_2": "config.json",
 }
-PARTS = ("tokenizer", *_CONFIGS)
+_TOKENIZERS = ("tokenizer", "tokenizer_2")
+INDEX = "model_index.json"  # of SDXL: it says what the empty prompt is
+PARTS = ("tokenizer", "text_encoder", "vae", "unet", "scheduler")
+SDXL_PARTS = (*PARTS, "tokenizer_2", "text_encoder_2", INDEX)
 
 
 def find_folder(
@@ -53,7 +63,7 @@ def _download(name: str, revision: str | None, variant: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
-    configs = ["model_index.json", "tokenizer/*", *(f"{p}/{c}" for p, c in _CONFIGS.items())]
+    configs = [INDEX, *(f"{p}/*" for p in _TOKENIZERS), *(f"{p}/{c}" for p, c in _CONFIGS.items())]
     dot = f".{variant}" if variant else ""
     folder = Path()
     try:
@@ -64,7 +74,8 @@ def _download(name: str, revision: str | None, variant: str | None) -> Path:
             folder = Path(
                 snapshot_download(name, revision=revision, allow_patterns=configs + patterns)
             )
-            if all(weight_files(folder / part, part, variant) for part in WEIGHT_STEMS):
+            parts = [part for part in WEIGHT_STEMS if (folder / part).is_dir()]
+            if all(weight_files(folder / part, part, variant) for part in parts):
                 break
     except (OSError, HFValidationError) as error:  # offline, unknown, gated, wrong revision
         raise UserError(
@@ -97,31 +108,36 @@ def weight_files(folder: Path, part: str, variant: str | None = None) -> list[Pa
     return []
 
 
-def check_parts(folder: Path, variant: str | None = None) -> None:
-    """Raise UserError naming every part of the diffusers folder that is missing."""
-    missing = []
-    for part, config in _CONFIGS.items():
-        if not (folder / part / config).is_file():
-            missing.append(f"{part}/{config}")
-    for part in WEIGHT_STEMS:
+def check_parts(folder: Path, parts: Sequence[str] = PARTS, variant: str | None = None) -> None:
+    """Raise UserError naming every one of `parts` that the diffusers folder lacks."""
+    missing = [INDEX] if INDEX in parts and not (folder / INDEX).is_file() else []
+    for part in parts:
+        if part in _CONFIGS and not (folder / part / _CONFIGS[part]).is_file():
+            missing.append(f"{part}/{_CONFIGS[part]}")
+    for part in parts:
+        if part not in WEIGHT_STEMS:
+            continue
         files = weight_files(folder / part, part, variant)
         missing += [f"{part}/{file.name}" for file in files if not file.is_file()]
         if not files:
             missing.append(f"{part} weights{_other_variants(folder / part, part)}")
-    tokenizer = folder / "tokenizer"
-    # Without these files CLIPTokenizer opens with two tokens and no error.
-    if not (tokenizer / "tokenizer.json").is_file():
-        missing += [
-            f"tokenizer/{name}"
-            for name in ("vocab.json", "merges.txt")
-            if not (tokenizer / name).is_file()
-        ]
+    for part in parts:
+        if part in _TOKENIZERS:
+            missing += _missing_of_tokenizer(folder / part)
     if missing:
         wanted = f" (variant {variant})" if variant else ""
         raise UserError(
-            f"base model {folder}{wanted} lacks {', '.join(missing)}; a Stable Diffusion folder "
-            f"has {', '.join(PARTS)}: fetch it again, or give another model"
+            f"base model {folder}{wanted} lacks {', '.join(missing)}; such a folder "
+            f"has {', '.join(parts)}: fetch it again, or give another model"
         )
+
+
+def _missing_of_tokenizer(folder: Path) -> list[str]:
+    """Without these files CLIPTokenizer opens with two tokens and no error."""
+    if (folder / "tokenizer.json").is_file():
+        return []
+    names = ("vocab.json", "merges.txt")
+    return [f"{folder.name}/{name}" for name in names if not (folder / name).is_file()]
 
 
 def _other_variants(folder: Path, part: str) -> str:
@@ -133,7 +149,7 @@ def _other_variants(folder: Path, part: str) -> str:
     )
 
 
-def fingerprint(folder: Path, parts: tuple[str, ...], variant: str | None = None) -> str:
+def fingerprint(folder: Path, parts: Sequence[str], variant: str | None = None) -> str:
     """Return the sha256 (hex) over the configs and weight files of `parts`, by name and content.
 
     Where the folder lies does not matter; a changed byte in any file that is loaded does.
@@ -148,7 +164,9 @@ def fingerprint(folder: Path, parts: tuple[str, ...], variant: str | None = None
 
 
 def _files_of(folder: Path, part: str, variant: str | None) -> list[Path]:
-    if part == "tokenizer":
+    if part == INDEX:
+        return [folder]
+    if part in _TOKENIZERS:
         names = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
         return [folder / name for name in names if (folder / name).is_file()]
     config = [folder / _CONFIGS[part]]

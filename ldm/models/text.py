@@ -1,50 +1,137 @@
-"""Prompts to CLIP embeddings; what words become as tokens."""
+"""Prompts to what a UNet reads of them; what words become as tokens."""
 
 import functools
 import logging
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from transformers import CLIPTextModel, CLIPTokenizer
+    from transformers import CLIPTokenizer
 
 log = logging.getLogger(__name__)
 
 
-def encode_prompts(
-    tokenizer: "CLIPTokenizer",
-    text_encoder: "CLIPTextModel",
-    prompts: Sequence[str],
-    device: str | torch.device,
-) -> Tensor:
-    """Encode prompts -> [N, L, D]: last hidden states, L = tokenizer.model_max_length.
+@dataclass(frozen=True)
+class TextEmbedding:
+    """What a UNet reads of N prompts."""
 
-    Equal prompts go through the encoder once and are indexed, so that a batch of few distinct
-    prompts is cheap; gradients are those of encoding each. A prompt of more than L tokens is cut,
-    with one warning per prompt. As in diffusers' StableDiffusionPipeline.encode_prompt.
+    states: Tensor  # [N, L, D], for cross-attention
+    pooled: Tensor | None = None  # [N, P], SDXL's; None: the UNet reads no such thing
+
+    def __len__(self) -> int:
+        return len(self.states)
+
+    def __getitem__(self, places: slice | Tensor) -> "TextEmbedding":
+        """The embeddings of some of the prompts."""
+        return self._each(lambda tensor: tensor[places])
+
+    def to(self, dtype: torch.dtype) -> "TextEmbedding":
+        return self._each(lambda tensor: tensor.to(dtype))
+
+    @staticmethod
+    def cat(parts: Sequence["TextEmbedding"]) -> "TextEmbedding":
+        """The embeddings of all prompts of the parts, in order."""
+        pooled = [part.pooled for part in parts if part.pooled is not None]
+        states = torch.cat([part.states for part in parts])
+        return TextEmbedding(states, torch.cat(pooled) if pooled else None)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "TextEmbedding":
+        pooled = None if self.pooled is None else change(self.pooled)
+        return TextEmbedding(change(self.states), pooled)
+
+
+@dataclass(frozen=True)
+class TextEncoders:
+    """The tokenizers and text encoders of one base, in the same order: one of each, or SDXL's two.
+
+    zero_empty_prompt: the empty prompt's embedding is zeros, in training as in guidance.
     """
-    distinct = list(dict.fromkeys(prompts))
+
+    tokenizers: tuple["CLIPTokenizer", ...]
+    encoders: tuple[Any, ...]
+    zero_empty_prompt: bool = False
+
+    def encode(self, prompts: Sequence[str], device: str | torch.device) -> TextEmbedding:
+        """Encode N prompts, L = the tokenizer's model_max_length.
+
+        Of one encoder: its last hidden states, as in diffusers' StableDiffusionPipeline. Of SDXL's
+        two: the hidden states before the last layer, side by side, and the second one's projection
+        of its end token (arXiv 2307.01952, section 2.1), as in StableDiffusionXLPipeline.
+
+        Equal prompts go through the encoders once and are indexed, so that a batch of few distinct
+        prompts is cheap; gradients are those of encoding each. A prompt of more than L tokens is
+        cut, with one warning per prompt.
+        """
+        distinct = list(dict.fromkeys(prompts))
+        for prompt in distinct:
+            _warn_if_cut(self.tokenizers[0], prompt)
+        two = len(self.encoders) > 1
+        outputs = [
+            _run(tokenizer, encoder, distinct, device, output_hidden_states=two)
+            for tokenizer, encoder in zip(self.tokenizers, self.encoders, strict=True)
+        ]
+        if two:
+            states = torch.cat([each.hidden_states[-2] for each in outputs], dim=-1)  # [n, L, D]
+            embedding = TextEmbedding(states, outputs[-1].text_embeds)
+        else:
+            embedding = TextEmbedding(outputs[0].last_hidden_state)
+        if self.zero_empty_prompt and "" in distinct:
+            embedding = _with_zeros(embedding, distinct.index(""))
+        if len(distinct) == len(prompts):
+            return embedding
+        places = [distinct.index(prompt) for prompt in prompts]
+        return embedding[torch.tensor(places, device=embedding.states.device)]  # n -> N
+
+    def unread(self) -> Iterator[nn.Parameter]:
+        """Parameters that no embedding depends on.
+
+        SDXL reads the first encoder before its last layer, and nothing pooled of it.
+        """
+        if len(self.encoders) > 1:
+            first = self.encoders[0]
+            yield from first.encoder.layers[-1].parameters()
+            yield from first.final_layer_norm.parameters()
+
+    def to(self, device: str | torch.device) -> Self:
+        """Move the encoders."""
+        for encoder in self.encoders:
+            nn.Module.to(encoder, device=device)
+        return self
+
+
+def _run(
+    tokenizer: "CLIPTokenizer",
+    encoder: Any,
+    prompts: list[str],
+    device: str | torch.device,
+    **options: Any,
+) -> Any:
+    """One encoder's outputs of n prompts."""
     tokens = tokenizer(
-        distinct,
+        prompts,
         padding="max_length",
         max_length=tokenizer.model_max_length,
         truncation=True,
         return_tensors="pt",
     )
-    for prompt in distinct:
-        _warn_if_cut(tokenizer, prompt)
-    masked = getattr(text_encoder.config, "use_attention_mask", False)
-    states = text_encoder(
-        tokens.input_ids.to(device),
-        attention_mask=tokens.attention_mask.to(device) if masked else None,
-    )[0]  # distinct -> [n, L, D]
-    if len(distinct) == len(prompts):
-        return states
-    places = [distinct.index(prompt) for prompt in prompts]
-    return states[torch.tensor(places, device=states.device)]  # [n, L, D] -> [N, L, D]
+    masked = getattr(encoder.config, "use_attention_mask", False)
+    mask = tokens.attention_mask.to(device) if masked else None
+    return encoder(tokens.input_ids.to(device), attention_mask=mask, **options)
+
+
+def _with_zeros(embedding: TextEmbedding, place: int) -> TextEmbedding:
+    """The embedding of one prompt multiplied by 0: then every encoder still has gradients."""
+
+    def zeroed(tensor: Tensor) -> Tensor:
+        kept = torch.ones_like(tensor[:, :1])
+        kept[place] = 0
+        return tensor * kept
+
+    return embedding._each(zeroed)
 
 
 def tokens_of(tokenizer: "CLIPTokenizer", text: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Which parts are trained: UNet always, text encoder or its embedding if asked, VAE never."""
+"""Which parts are trained: UNet always, text encoders or their embedding if asked, VAE never."""
 
 from collections.abc import Iterable
 
@@ -13,28 +13,38 @@ def prepare_training(
 ) -> dict[str, nn.Module]:
     """Set modes and gradients of `base`'s parts in place; return the trained ones by name.
 
-    `embedding`: of a text encoder that is not trained, its token embedding is.
+    `text_encoder`: all of them, two in SDXL; `embedding`: of text encoders that are not trained,
+    the token embedding is.
 
     Trained parts are float32 (mixed precision casts in the forward pass, the optimizer needs the
     full weights), in train mode, and recompute activations in the backward pass if
-    `gradient_checkpointing`. All others are in eval mode without gradients.
+    `gradient_checkpointing`. All others are in eval mode without gradients. Without gradients are
+    those layers, too, of a trained text encoder that nothing reads (`TextEncoders.unread`): weight
+    decay would move them, and processes would wait for their gradients.
     """
-    for part in (base.vae, base.unet, base.text_encoder):
+    for part in (base.vae, *base.networks.values()):
         part.requires_grad_(False).eval()
-    trained: dict[str, nn.Module] = {"unet": base.unet}
-    if text_encoder or embedding:
-        trained["text_encoder"] = base.text_encoder
+    whole = text_encoder or embedding
+    trained = base.networks if whole else {"unet": base.unet}
     for module in trained.values():
         nn.Module.to(module, torch.float32)  # diffusers' own warns for nothing
         module.requires_grad_(True).train()
-    if embedding and not text_encoder:
-        base.text_encoder.requires_grad_(False)
-        base.text_encoder.get_input_embeddings().weight.requires_grad_(True)
+    for encoder in base.text.encoders if whole else ():
+        if not text_encoder:
+            encoder.requires_grad_(False)
+            encoder.get_input_embeddings().weight.requires_grad_(True)
+        elif gradient_checkpointing:
+            encoder.gradient_checkpointing_enable()
+    for parameter in base.text.unread():
+        parameter.requires_grad_(False)
     if gradient_checkpointing:
         base.unet.enable_gradient_checkpointing()
-        if text_encoder:
-            base.text_encoder.gradient_checkpointing_enable()
     return trained
+
+
+def count_unread(base: BaseModel) -> int:
+    """Return the number of parameters of text encoders that are never read, so never trained."""
+    return sum(p.numel() for p in base.text.unread())
 
 
 def count_parameters(modules: Iterable[nn.Module]) -> int:

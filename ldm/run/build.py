@@ -1,9 +1,8 @@
 """A configuration becomes the module, the data, the callbacks and the Trainer."""
 
-import copy
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -166,8 +165,7 @@ def build_module(
     teacher = None
     if prior and prior.target == "base":
         assert ready.frozen is not None, "prepare makes it"
-        own = copy.deepcopy(ready.frozen.tokenizer)  # a thread may use the other
-        teacher = FrozenPrediction(replace(ready.frozen, tokenizer=own))
+        teacher = FrozenPrediction(ready.frozen.with_own_tokenizers())  # a thread may use the other
     weights = (prior.weight, prior.weight_end) if prior else (0.0, None)
     phases = phases_of(config, base, first_steps)
     optimizer = optimizer_settings(config)
@@ -175,8 +173,7 @@ def build_module(
         log.warning("%s", hint)
     return DreamBoothModule(
         modules,
-        base.tokenizer,
-        base.text_encoder,
+        base.text,
         Objective(schedule, ObjectiveSettings(**settings)),
         optimizer,
         phases=phases,
@@ -217,11 +214,16 @@ def optimizer_settings(config: Config) -> OptimizerSettings:
     return settings
 
 
-def identifier_tokens(config: Config, base: BaseModel) -> list[int]:
-    """Ids of the tokens that name the subjects."""
+def identifier_tokens(config: Config, base: BaseModel) -> list[list[int]]:
+    """Ids of the tokens that name the subjects, of each text encoder."""
     words = identifiers_of(config)
-    ids = [base.tokenizer(word, add_special_tokens=False).input_ids for word in words]
-    return sorted({token for tokens in ids for token in tokens})
+    return [
+        sorted({token for ids in tokens for token in ids})
+        for tokens in (
+            [tokenizer(word, add_special_tokens=False).input_ids for word in words]
+            for tokenizer in base.text.tokenizers
+        )
+    ]
 
 
 def build_trainer(

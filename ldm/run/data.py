@@ -1,7 +1,5 @@
 """From pictures to the stream of training batches, in every process."""
 
-import copy
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -127,8 +125,7 @@ class RunData(pl.LightningDataModule):
         base = frozen.to(device)
         return [
             LiveClassImages(
-                # A tokenizer serves one thread only.
-                self._maker(replace(base, tokenizer=copy.deepcopy(base.tokenizer)), prior, prompt),
+                self._maker(base.with_own_tokenizers(), prior, prompt),
                 Ring(prior.count, prior.uses),
                 mirror=self.config.data.mirror,
                 rank=trainer.global_rank,

@@ -90,7 +90,7 @@ class Measuring:
             if step > last or not due:
                 continue
             try:
-                manifest = load_snapshot(path, self._networks())
+                manifest = load_snapshot(path, self.ready.base.networks)
             except UserError as error:
                 log.warning("not measured: %s", error)
                 continue
@@ -122,12 +122,9 @@ class Measuring:
         return write_result(self.run, evaluator, self.instruments, self.section, present)
 
     def _loaded(self, step: int, device: torch.device) -> tuple[BaseModel, str]:
-        manifest = load_snapshot(self._snapshots()[step], self._networks())
+        manifest = load_snapshot(self._snapshots()[step], self.ready.base.networks)
         model = as_trained(self.config, self.ready.base.to(device))
         return model, weights_of(manifest, self.ready.base.fingerprint)
-
-    def _networks(self) -> dict[str, torch.nn.Module]:
-        return {"unet": self.ready.base.unet, "text_encoder": self.ready.base.text_encoder}
 
     def _snapshots(self) -> dict[int, Path]:
         return list_snapshots(self.run / "snapshots")

@@ -10,6 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from ldm.data.sizes import SIZES
+from ldm.models.text import TextEmbedding
+from ldm.models.unet import predict
+
 GIB = 2**30
 MIB = 2**20
 LIBRARIES = GIB // 2  # what Python and the libraries take before anything is loaded
@@ -38,11 +42,14 @@ def unet_activations(unet: Any, resolution: int, factor: int, text_length: int) 
     with torch.device("meta"):
         copy = type(unet).from_config(unet.config)
         sample = torch.empty(1, unet.config.in_channels, side, side)
-        text = torch.empty(1, text_length, unet.config.cross_attention_dim)
-        time = torch.zeros(1, dtype=torch.long)
+        states = torch.empty(1, text_length, unet.config.cross_attention_dim)
+        time, sizes, pooled = torch.zeros(1, dtype=torch.long), torch.zeros(1, SIZES), None
+        if unet.config.addition_embed_type == "text_time":
+            width = unet.config.projection_class_embeddings_input_dim
+            pooled = torch.empty(1, width - SIZES * unet.config.addition_time_embed_dim)
     counter = _Counter(copy)
     with torch.no_grad():
-        copy(sample, time, encoder_hidden_states=text)
+        predict(copy, sample, time, TextEmbedding(states, pooled), sizes)
     inside = counter.inside.values()
     total = counter.outside + sum(inside)
     return Activations(total, counter.outside + counter.blocks, max(inside, default=0))

@@ -6,7 +6,7 @@ from pathlib import Path
 from ldm.config import Config
 from ldm.models.base import BaseModel
 from ldm.models.text import tokens_of
-from ldm.models.trainable import count_parameters
+from ldm.models.trainable import count_parameters, count_unread
 from ldm.run.device import precision_of
 from ldm.run.evaluate import task_of
 from ldm.run.folder import existing_parent
@@ -172,20 +172,25 @@ def _missing(config: Config, ready: Prepared, prompt: str) -> int:
 
 
 def _parameter_lines(config: Config, base: BaseModel) -> list[str]:
-    parts = {"UNet": base.unet, "text encoder": base.text_encoder, "VAE": base.vae}
-    counts = {name: count_parameters([part]) for name, part in parts.items()}
-    trained = ["UNet", "text encoder"] if config.model.train_text_encoder else ["UNet"]
+    unet, text = count_parameters([base.unet]), count_parameters(base.text.encoders)
+    unread, vae = count_unread(base), count_parameters([base.vae])
+    name = "text encoder" if base.text_encoder_2 is None else "both text encoders"
+    if config.model.train_text_encoder:
+        trained = {"UNet": unet, name: text - unread}
+        frozen = {"layers that are never read": unread} if unread else {}
+    else:
+        trained, frozen = {"UNet": unet}, {name: text}
     lines = []
-    for word, names in (("trained", trained), ("frozen", [n for n in parts if n not in trained])):
-        shown = ", ".join(f"{name} {counts[name]:,}" for name in names)
-        lines.append(f"{word:<14}{sum(counts[name] for name in names):,} parameters: {shown}")
+    for word, counts in (("trained", trained), ("frozen", {**frozen, "VAE": vae})):
+        shown = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+        lines.append(f"{word:<14}{sum(counts.values()):,} parameters: {shown}")
     return lines
 
 
 def _trained_and_frozen(config: Config, base: BaseModel) -> tuple[int, int]:
-    text = count_parameters([base.text_encoder])
+    text = count_parameters(base.text.encoders) - count_unread(base)
     trained = count_parameters([base.unet]) + (text if config.model.train_text_encoder else 0)
-    return trained, count_parameters([base.vae, base.unet, base.text_encoder]) - trained
+    return trained, count_parameters([base.vae, *base.networks.values()]) - trained
 
 
 def disk_bytes(config: Config, ready: Prepared) -> int:

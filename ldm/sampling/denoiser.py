@@ -5,6 +5,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ldm.models.text import TextEmbedding
+from ldm.models.unet import predict
+
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
 
@@ -13,24 +16,27 @@ def guided_prediction(
     unet: "UNet2DConditionModel",
     latents: Tensor,
     timestep: Tensor | float,
-    cond: Tensor,
-    uncond: Tensor | None,
+    cond: TextEmbedding,
+    uncond: TextEmbedding | None,
+    sizes: Tensor | None,
     scale: float,
     rescale: float = 0.0,
 ) -> Tensor:
     """Predict with classifier-free guidance, in one forward pass of the UNet.
 
-    latents [N, C, h, w] (scaled as the scheduler wants model input), cond and uncond [N, L, D] ->
-    prediction [N, C, h, w] in the dtype of `latents`; the UNet itself works in its own dtype.
+    latents [N, C, h, w] (scaled as the scheduler wants model input), cond and uncond of N prompts,
+    sizes [N, 6] (SDXL only; see `predict`) -> prediction [N, C, h, w] in the dtype of `latents`.
     At scale 1 the conditional prediction alone is computed, and `uncond` may be None.
 
     uncond + scale * (cond - uncond): arXiv 2207.12598, eq. 6, with scale = w + 1.
     """
     if scale == 1.0:
-        return _predict(unet, latents, timestep, cond)
+        return predict(unet, latents, timestep, cond, sizes)
     if uncond is None:
         raise ValueError(f"guidance scale {scale} needs the unconditional embedding")
-    both = _predict(unet, torch.cat([latents, latents]), timestep, torch.cat([uncond, cond]))
+    text = TextEmbedding.cat([uncond, cond])
+    doubled = None if sizes is None else torch.cat([sizes, sizes])
+    both = predict(unet, torch.cat([latents, latents]), timestep, text, doubled)
     without, with_prompt = both.chunk(2)  # [2N, C, h, w] -> 2 x [N, C, h, w]
     guided = without + scale * (with_prompt - without)
     return rescaled(guided, with_prompt, rescale) if rescale > 0 else guided
@@ -44,15 +50,3 @@ def rescaled(guided: Tensor, with_prompt: Tensor, rescale: float) -> Tensor:
     axes = tuple(range(1, guided.ndim))
     factor = with_prompt.std(dim=axes, keepdim=True) / guided.std(dim=axes, keepdim=True)
     return guided * (rescale * factor + (1 - rescale))
-
-
-def _predict(
-    unet: "UNet2DConditionModel", latents: Tensor, timestep: Tensor | float, text: Tensor
-) -> Tensor:
-    prediction = unet(
-        latents.to(unet.dtype),
-        timestep,
-        encoder_hidden_states=text.to(unet.dtype),
-        return_dict=False,
-    )[0]
-    return prediction.to(latents.dtype)

@@ -11,9 +11,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ldm.data.images import to_picture
+from ldm.data.sizes import sizes_of_whole
 from ldm.errors import UserError
 from ldm.models.base import BaseModel, check_resolution
-from ldm.models.text import encode_prompts
+from ldm.models.text import TextEmbedding
 from ldm.randomness import generator
 from ldm.sampling.denoiser import guided_prediction
 from ldm.sampling.samplers import check_sampler, check_steps, make_sampler
@@ -64,7 +65,7 @@ def generate(
         for start in range(0, len(prompts), batch):
             part = slice(start, start + batch)
             noise = initial_noise(seeds[part], shape) if latents is None else latents[part]
-            with in_eval_mode(base.text_encoder, base.unet, base.vae):
+            with in_eval_mode(*base.networks.values(), base.vae):
                 text = _encode(base, prompts[part], negative, scale)
                 generators = [generator(seed, "sampler") for seed in seeds[part]]
                 solver = make_sampler(sampler, base.scheduler)
@@ -88,24 +89,29 @@ def denoise(
     solver: Any,
     steps: int,
     noise: Tensor,
-    cond: Tensor,
-    uncond: Tensor | None,
+    cond: TextEmbedding,
+    uncond: TextEmbedding | None,
     generators: list[torch.Generator],
     scale: float,
     rescale: float,
 ) -> Tensor:
     """Integrate from unit noise to clean latents, both [N, C, h, w]; the result is float32.
 
-    `solver` is a fresh scheduler of `make_sampler`; cond, uncond [N, L, D]; `generators`, one per
-    picture, feed the solvers that add noise on the way.
+    `solver` is a fresh scheduler of `make_sampler`; cond, uncond of N prompts; `generators`, one
+    per picture, feed the solvers that add noise on the way. SDXL is told that a picture is whole
+    and of the size it is drawn in.
     """
     solver.set_timesteps(steps, device=base.device)
     takes_generator = "generator" in inspect.signature(solver.step).parameters
     extra: dict[str, Any] = {"generator": generators} if takes_generator else {}
     latents = noise.to(base.device, torch.float32) * solver.init_noise_sigma
+    height, width = (side * base.latent_factor for side in noise.shape[-2:])
+    sizes = sizes_of_whole(height, width, len(noise)).to(base.device)
     for t in solver.timesteps:  # second-order solvers list a step's two halves
         model_input = solver.scale_model_input(latents, t)
-        prediction = guided_prediction(base.unet, model_input, t, cond, uncond, scale, rescale)
+        prediction = guided_prediction(
+            base.unet, model_input, t, cond, uncond, sizes, scale, rescale
+        )
         latents = solver.step(prediction, t, latents, return_dict=False, **extra)[0]
     return latents
 
@@ -127,14 +133,12 @@ def decode(base: BaseModel, latents: Tensor) -> Iterator[Tensor]:
 
 def _encode(
     base: BaseModel, prompts: Sequence[str], negative: str, scale: float
-) -> tuple[Tensor, Tensor | None]:
-    """Return embeddings of prompts and negative, each [N, L, D], encoded in one pass."""
+) -> tuple[TextEmbedding, TextEmbedding | None]:
+    """Return embeddings of N prompts and of as many times the negative, encoded in one pass."""
     count = len(prompts)
     negatives = [] if scale == 1.0 else [negative] * count
-    states = encode_prompts(
-        base.tokenizer, base.text_encoder, [*prompts, *negatives], base.text_encoder.device
-    )
-    return states[:count], states[count:] if negatives else None
+    text = base.text.encode([*prompts, *negatives], base.text_encoder.device)
+    return text[:count], text[count:] if negatives else None
 
 
 @contextlib.contextmanager

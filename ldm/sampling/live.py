@@ -20,6 +20,7 @@ from PIL import Image, ImageOps
 from ldm.data.dataset import Samples
 from ldm.data.images import to_tensor
 from ldm.data.latents import Moments, encode_squares
+from ldm.data.sizes import sizes_of_whole
 from ldm.errors import UserError
 from ldm.randomness import generator
 from ldm.sampling.generate import Progress
@@ -151,9 +152,11 @@ class LiveClassImages:
             for n in indices
         ]
         chosen = [self._kept[image] for image in images]
+        size = self.maker.settings["size"]
         return Samples(
             mean=torch.stack([mean[v] for (mean, _), v in zip(chosen, variants, strict=True)]),
             std=torch.stack([std[v] for (_, std), v in zip(chosen, variants, strict=True)]),
+            sizes=sizes_of_whole(size, size, len(images)),
             prompts=[self.maker.prompt] * len(images),
             names=[f"class {image:05d}" for image in images],
             weight=torch.ones(len(images)),

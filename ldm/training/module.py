@@ -1,7 +1,7 @@
 """The training module: one optimizer step on instance and class samples together.
 
 It holds what is trained and nothing else, so checkpoints hold nothing else: the VAE is not here
-(the pictures' latents are cached) and a frozen text encoder is kept beside the module, not inside.
+(the pictures' latents are cached) and frozen text encoders are kept beside the module, not inside.
 """
 
 import time
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from ldm.errors import UserError
-from ldm.models.text import encode_prompts
+from ldm.models.text import TextEmbedding, TextEncoders
+from ldm.models.unet import predict
 from ldm.objective import Objective, combine, mean_of
 from ldm.training.guard import FiniteGuard
 from ldm.training.optim import (
@@ -30,7 +31,6 @@ from ldm.training.phases import (
     TEXT_ENCODER,
     THROUGHOUT,
     Phases,
-    embedding_of,
     groups_of,
     keep_rows_only,
     restore_rows,
@@ -46,25 +46,24 @@ class Teacher(Protocol):
     def to(self, device: torch.device) -> Any:
         """Move to where it will be called."""
 
-    def __call__(self, noisy: Tensor, t: Tensor, prompts: list[str]) -> Tensor:
-        """[B, C, h, w], [B] and B prompts -> [B, C, h, w], without gradients."""
+    def __call__(self, noisy: Tensor, t: Tensor, prompts: list[str], sizes: Tensor) -> Tensor:
+        """[B, C, h, w], [B], B prompts and [B, 6] -> [B, C, h, w], without gradients."""
 
 
 class DreamBoothModule(pl.LightningModule):
-    """DreamBooth fine-tuning (arXiv 2208.12242) of a UNet and perhaps its text encoder.
+    """DreamBooth fine-tuning (arXiv 2208.12242) of a UNet and perhaps its text encoders.
 
-    modules: what is trained, {"unet": ...} or {"unet": ..., "text_encoder": ...}, in float32.
-    tokenizer, text_encoder: turn prompts into embeddings; a text encoder that is not among
-    `modules` is frozen, and each prompt is encoded once. prior_weight: of the class samples' mean
-    loss in step 0, 1, ... teacher: what class samples are to be predicted as; None: as the data
-    says. seed: of every draw in training.
+    modules: what is trained, {"unet": ...} or with the text encoders {"unet": ...,
+    "text_encoder": ..., "text_encoder_2": ...}, in float32. text: turns prompts into embeddings;
+    encoders that are not among `modules` are frozen, and each prompt is encoded once.
+    prior_weight: of the class samples' mean loss in step 0, 1, ... teacher: what class samples are
+    to be predicted as; None: as the data says. seed: of every draw in training.
     """
 
     def __init__(
         self,
         modules: dict[str, nn.Module],
-        tokenizer: Any,
-        text_encoder: nn.Module,
+        text: TextEncoders,
         objective: Objective,
         optimizer: OptimizerSettings,
         *,
@@ -75,9 +74,8 @@ class DreamBoothModule(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.trained = nn.ModuleDict(modules)
-        self.tokenizer = tokenizer
-        self._text_encoder = (text_encoder,)  # in a tuple, a frozen one is not registered as a part
-        self._embeddings: dict[str, Tensor] = {}  # prompt -> [L, D] of a text encoder at rest
+        self.text = text  # no module, so frozen encoders are not registered as parts
+        self._embeddings: dict[str, TextEmbedding] = {}  # prompt -> [1, L, D] of encoders at rest
         self.objective = objective
         self.optimizer_settings = optimizer
         self.phases = phases
@@ -92,14 +90,14 @@ class DreamBoothModule(pl.LightningModule):
         self._groups = groups_of(modules, self.phases.pivotal > 0)
         self._training_groups: set[str] | None = None  # until the first step begins
         self._counts: list[dict[str, Any]] = []  # of the optimizer, at its beginning
-        self._resting_rows: Tensor | None = None  # of the embedding, while some are trained alone
+        self._resting: list[Tensor] = []  # the embeddings, while some of their rows train alone
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         """Loss of one micro-batch; "loss" = "loss/instance" + prior weight x "loss/prior"."""
         t, is_prior = batch["timesteps"], batch["is_prior"]
         text = self.encode(batch["prompts"])  # [B, L, D]
         noisy = self.objective.noisy(batch)  # [B, C, h, w]
-        prediction = self.trained["unet"](noisy, t, encoder_hidden_states=text).sample
+        prediction = predict(self.trained["unet"], noisy, t, text, batch["sizes"])
         target = self.target(batch, noisy)  # [B, C, h, w]
         per_sample = self.objective.per_sample(prediction, target, t, batch["mask"])  # [B]
         per_sample = batch["weight"] * per_sample
@@ -116,28 +114,27 @@ class DreamBoothModule(pl.LightningModule):
         target = self.objective.target(batch)
         if self.teacher is None or not len(places):
             return target
-        taught = self.teacher(noisy[places], t[places], batch["prior_prompts"])
+        sizes, prompts = batch["sizes"][places], batch["prior_prompts"]
+        taught = self.teacher(noisy[places], t[places], prompts, sizes)
         return target.index_copy(0, places, taught.to(target.dtype))
 
-    def encode(self, prompts: list[str]) -> Tensor:
+    def encode(self, prompts: list[str]) -> TextEmbedding:
         """Embeddings of the prompts, [B, L, D]; distinct ones are encoded once, gradients flow."""
-        (text_encoder,) = self._text_encoder
         training = self._groups.keys() if self._training_groups is None else self._training_groups
         if not {TEXT_ENCODER, EMBEDDING}.isdisjoint(training):
-            return encode_prompts(self.tokenizer, text_encoder, prompts, self.device)
+            return self.text.encode(prompts, self.device)
         for prompt in dict.fromkeys(prompts):
             if prompt not in self._embeddings:  # alone: a value must not depend on its company
                 with torch.no_grad():
-                    embedding = encode_prompts(self.tokenizer, text_encoder, [prompt], self.device)
-                self._embeddings[prompt] = embedding[0]
-        return torch.stack([self._embeddings[prompt] for prompt in prompts])
+                    self._embeddings[prompt] = self.text.encode([prompt], self.device)
+        return TextEmbedding.cat([self._embeddings[prompt] for prompt in prompts])
 
     def on_before_batch_transfer(
         self, batch: dict[str, Any], dataloader_idx: int
     ) -> dict[str, Any]:
         """Draw on the CPU, before the batch moves: the same numbers whatever the device."""
         tensors = self.objective.draw(batch, self.seed)
-        tensors |= {name: batch[name] for name in ("is_prior", "weight", "mask")}
+        tensors |= {name: batch[name] for name in ("is_prior", "weight", "mask", "sizes")}
         tensors["prior_places"] = batch["is_prior"].nonzero().flatten()
         if self.device.type == "cuda":
             tensors = {n: None if x is None else x.pin_memory() for n, x in tensors.items()}
@@ -176,17 +173,17 @@ class DreamBoothModule(pl.LightningModule):
         share, are about one embedding. Rows that are not trained are kept: weight decay and
         moments in 8 bit would move them without any gradient.
         """
-        embedding = embedding_of(self.trained[TEXT_ENCODER]) if EMBEDDING in self._groups else None
-        self._resting_rows = embedding.detach().clone() if alone and embedding is not None else None
+        embeddings = self._groups[EMBEDDING] if alone else []
+        self._resting = [embedding.detach().clone() for embedding in embeddings]
         if 0 < step == self.phases.pivotal:
             for optimizer in self.trainer.optimizers:
                 start_afresh(optimizer, self._counts)
 
     def on_fit_start(self) -> None:
-        """Trained parts in training mode (checkpointing needs it), a frozen one on the device."""
+        """Trained parts in training mode (checkpointing needs it), frozen ones on the device."""
         self.trained.train()
         self._embeddings.clear()
-        self._text_encoder[0].to(self.device)
+        self.text.to(self.device)
         if self.teacher is not None:
             self.teacher.to(self.device)
 
@@ -221,14 +218,18 @@ class DreamBoothModule(pl.LightningModule):
         if self.guard.skipped:
             for optimizer, counts in zip(self.trainer.optimizers, before, strict=True):
                 restore_counts(optimizer, counts)
-        if self._resting_rows is not None:
-            embedding = embedding_of(self.trained[TEXT_ENCODER])
+        if self._resting:
+            self._restore_resting_rows()
+        self.weights_are_whole = True
+
+    def _restore_resting_rows(self) -> None:
+        rested = zip(self._groups[EMBEDDING], self._resting, self.phases.tokens, strict=True)
+        for embedding, before, tokens in rested:
             for optimizer in self.trainer.optimizers:
                 average = optimizer.state[embedding].get("z")  # a schedule-free one's
                 for tensor in (embedding.data, average):
                     if tensor is not None:
-                        restore_rows(tensor, self._resting_rows, self.phases.tokens)
-        self.weights_are_whole = True
+                        restore_rows(tensor, before, tokens)
 
     def configure_optimizers(self) -> Any:
         """Optimizer and schedule; fused unless a gradient scaler has to see the gradients first."""
@@ -261,8 +262,8 @@ class DreamBoothModule(pl.LightningModule):
         norm = torch.nn.utils.get_total_norm(gradients)
         if self._training_groups == {EMBEDDING} and gradients:
             whole = norm  # class samples show in the rows that are not trained
-            (gradient,) = gradients
-            keep_rows_only(gradient, self.phases.tokens)
+            for gradient, tokens in zip(gradients, self.phases.tokens, strict=True):
+                keep_rows_only(gradient, tokens)
             norm = torch.where(whole.isfinite(), torch.nn.utils.get_total_norm(gradients), whole)
         self.gradient_norm = norm
         if not self.guard.step_is_good(self.gradient_norm, self._scaled, self._any_process):

@@ -47,7 +47,7 @@ def build_optimizer(
     phases: Phases = THROUGHOUT,
     fused: bool | None = None,
 ) -> torch.optim.Optimizer:
-    """One optimizer with one named parameter group per module, in the order of `modules`.
+    """One optimizer with the named parameter groups of `groups_of`, in the order of `modules`.
 
     Where the embedding is first trained alone it is a group of its own, "embedding". fused: AdamW
     only; None lets it be fused where all parameters lie on the CPU or a CUDA device. (Not with a

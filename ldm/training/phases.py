@@ -1,32 +1,35 @@
-"""Which parts are trained at which step: everything, the identifier's embedding alone, no text."""
+"""Which parts are trained at which step: everything, the identifier's rows alone, no text."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-TEXT_ENCODER = "text_encoder"
-EMBEDDING = "embedding"  # the text encoder's token embedding, as a group of its own
+TEXT_ENCODER = "text_encoder"  # a group: of the text encoders together
+EMBEDDING = "embedding"  # the text encoders' token embeddings, as a group of its own
+ENCODERS = ("text_encoder", "text_encoder_2")  # modules
 
 
 @dataclass(frozen=True)
 class Phases:
     """Steps 0 .. pivotal - 1 train the embedding rows `tokens` alone, the others what is trained.
 
-    From step `text_encoder_stop` on the text encoder stays as it is (None: never). tokens: ids of
-    the identifiers' tokens. A start with the embedding alone is textual inversion (arXiv
-    2208.01618); fine-tuning around what it found is pivotal tuning (arXiv 2106.05744).
+    From step `text_encoder_stop` on the text encoders stay as they are (None: never). tokens: of
+    each text encoder the ids of the identifiers' tokens. A start with the embedding alone is
+    textual inversion (arXiv 2208.01618); fine-tuning around what it found is pivotal tuning
+    (arXiv 2106.05744).
     """
 
     pivotal: int = 0
     text_encoder_stop: int | None = None
-    tokens: Sequence[int] = ()
+    tokens: Sequence[Sequence[int]] = ()
 
     @classmethod
     def of_shares(
-        cls, steps: int, pivotal: float, text_encoder_stop: float, tokens: Sequence[int]
+        cls, steps: int, pivotal: float, text_encoder_stop: float, tokens: Sequence[Sequence[int]]
     ) -> "Phases":
         """From shares of the steps, 0 to 1; any share above 0 is at least one step."""
 
@@ -34,7 +37,7 @@ class Phases:
             return ceil(round(share * steps, 6))  # 0.07 * 100 is 7.000000000000001
 
         stop = None if text_encoder_stop >= 1 else steps_of(text_encoder_stop)
-        return cls(steps_of(pivotal), stop, tuple(tokens))
+        return cls(steps_of(pivotal), stop, tuple(map(tuple, tokens)))
 
     @property
     def change(self) -> bool:
@@ -52,24 +55,25 @@ class Phases:
 THROUGHOUT = Phases()  # everything is trained from the first step to the last
 
 
-def embedding_of(text_encoder: nn.Module) -> Tensor:
-    """The token embedding of a CLIP text encoder, [vocabulary, D]."""
-    weight: Tensor = text_encoder.get_input_embeddings().weight  # type: ignore[operator]
-    return weight
+def embeddings_of(modules: Mapping[str, nn.Module]) -> list[nn.Parameter]:
+    """The token embedding of each text encoder among `modules`, [vocabulary, D]."""
+    encoders: list[Any] = [modules[name] for name in ENCODERS if name in modules]
+    return [encoder.get_input_embeddings().weight for encoder in encoders]
 
 
 def groups_of(
     modules: Mapping[str, nn.Module], separate_embedding: bool
 ) -> dict[str, list[nn.Parameter]]:
-    """What of `modules` requires gradients, by module name; the embedding apart if asked for."""
-    apart = [embedding_of(modules[TEXT_ENCODER])] if separate_embedding else []
-    groups = {}
+    """What of `modules` requires gradients: "unet", "text_encoder" (of SDXL both), and apart from
+    it, if asked for, "embedding"."""
+    apart = embeddings_of(modules) if separate_embedding else []
+    groups: dict[str, list[nn.Parameter]] = {}
     for name, module in modules.items():
         own = [p for p in module.parameters() if p.requires_grad and all(p is not e for e in apart)]
         if own:
-            groups[name] = own
+            groups.setdefault(TEXT_ENCODER if name in ENCODERS else name, []).extend(own)
     if separate_embedding:
-        groups[EMBEDDING] = apart  # type: ignore[assignment]
+        groups[EMBEDDING] = apart
     return groups
 
 

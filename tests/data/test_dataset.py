@@ -15,12 +15,13 @@ from ldm.randomness import generator
 
 
 def latents(count: int, variants: int, base: int, masked: bool = False) -> Latents:
-    """Latents whose mean tells picture and variant apart: base + 10 * picture + variant; so does
-    the mask, as a hundredth of it."""
+    """Latents whose mean tells picture and variant apart: base + 10 * picture + variant; so do
+    their sizes, and the mask, as a hundredth of it."""
     label = base + 10 * torch.arange(count)[:, None] + torch.arange(variants)[None]
     mean = label.view(count, variants, 1, 1, 1).expand(-1, -1, 4, 2, 3).float()
     names = [f"{base + n}.png" for n in range(count)]
-    return Latents(mean, mean + 0.5, names, mean[:, :, :1] / 100 if masked else None)
+    mask = mean[:, :, :1] / 100 if masked else None
+    return Latents(mean, mean + 0.5, mean[..., 0].flatten(2)[..., :6], names, mask)
 
 
 def prompts_of(count: int, word: str = "") -> list[list[str]]:
@@ -53,6 +54,7 @@ def samples(batches: list[Batch]) -> dict[tuple[int, int], tuple]:
         for n, index in enumerate(batch["index"].tolist()):
             mean, std = batch["mean"][n], batch["std"][n]
             assert len(mean.unique()) == 1 and torch.equal(std, mean + 0.5)
+            assert torch.equal(batch["sizes"][n], mean.flatten()[:6])
             where = (batch["step"], index)
             assert where not in found
             prior = bool(batch["is_prior"][n])
@@ -230,7 +232,8 @@ def test_arguments_that_do_not_fit_together():
             pictures_of(SUBJECT, weight=weight)
     with pytest.raises(ValueError, match="rank"):
         training_set(rank=1)
-    other = Latents(torch.zeros(2, 1, 4, 9, 9), torch.ones(2, 1, 4, 9, 9), ["a", "b"])
+    shape = (2, 1, 4, 9, 9)
+    other = Latents(torch.zeros(shape), torch.ones(shape), torch.ones(2, 1, 6), ["a", "b"])
     with pytest.raises(ValueError, match=r"\(4, 9, 9\)"):
         TrainingSet([subject], [class_pictures(other)], prior_batch=1)
     for dropout in (-0.1, 1.1):

@@ -80,7 +80,8 @@ def encoded(
 
 
 def same(one: Latents, other: Latents) -> bool:
-    return torch.equal(one.mean, other.mean) and torch.equal(one.std, other.std)
+    pairs = ((one.mean, other.mean), (one.std, other.std), (one.sizes, other.sizes))
+    return all(torch.equal(*pair) for pair in pairs)
 
 
 def close(one: torch.Tensor, other: torch.Tensor) -> None:

@@ -33,7 +33,8 @@ class Recorded:
         mean = torch.tensor(turns).view(count, 1, 1, 1).expand(-1, 4, 2, 3).float()
         asked = zip(turns, indices, strict=True)
         names = [f"turn {turn} at {step}, {index}" for turn, index in asked]
-        return Samples(mean, mean + 0.5, ["a robot"] * count, names, torch.ones(count))
+        sizes = mean.flatten(1)[:, :6]
+        return Samples(mean, mean + 0.5, sizes, ["a robot"] * count, names, torch.ones(count))
 
     def turns(self, kind: str) -> list[int]:
         return [turn for name, turns in self.calls if name == kind for turn in turns]
@@ -252,11 +253,13 @@ def test_latents_refuse_masks_that_do_not_fit():
     plain = latents(3, 2, base=0)
     for shape in [(3, 2, 4, 2, 3), (3, 1, 1, 2, 3), (2, 2, 1, 2, 3), (3, 2, 1, 4, 6)]:
         with pytest.raises(ValueError, match="masks"):
-            Latents(plain.mean, plain.std, plain.names, torch.ones(shape))
+            Latents(plain.mean, plain.std, plain.sizes, plain.names, torch.ones(shape))
     with pytest.raises(ValueError, match="2 names"):
-        Latents(plain.mean, plain.std, plain.names[:2])
+        Latents(plain.mean, plain.std, plain.sizes, plain.names[:2])
     with pytest.raises(ValueError, match="std"):
-        Latents(plain.mean, plain.std[:, :1], plain.names)
+        Latents(plain.mean, plain.std[:, :1], plain.sizes, plain.names)
+    with pytest.raises(ValueError, match="sizes"):
+        Latents(plain.mean, plain.std, plain.sizes[:, :1], plain.names)
 
 
 # --- caption dropout

@@ -12,7 +12,6 @@ from torch import Tensor
 from ldm.data.images import fit
 from ldm.evaluation.heldout_loss import heldout_loss, heldout_losses, posterior_means, strata
 from ldm.models.base import BaseModel, load_base
-from ldm.models.text import encode_prompts
 from ldm.objective import NoiseSchedule
 from ldm.randomness import generator, seed_of
 
@@ -52,7 +51,7 @@ def test_timesteps_are_the_middles_of_equal_parts() -> None:
 def test_against_a_formula(base: BaseModel, latents: Tensor) -> None:
     found = heldout_losses(base, schedule(base), latents, PROMPTS, seed=3, batch=2)
     with torch.no_grad():
-        text = encode_prompts(base.tokenizer, base.text_encoder, PROMPTS, "cpu")
+        text = base.text.encode(PROMPTS, "cpu").states
         wanted = []
         for place in range(3):
             of_picture = []

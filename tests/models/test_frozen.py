@@ -9,10 +9,9 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from ldm.models import frozen
 from ldm.models.base import BaseModel, frozen_copy, load_base
 from ldm.models.frozen import FrozenPrediction
-from ldm.models.text import encode_prompts
+from ldm.models.text import TextEmbedding, TextEncoders
 
 PROMPTS = ["a robot", "a dog on the beach", "a robot"]
 
@@ -32,7 +31,7 @@ def plain(base: BaseModel, latents: Tensor, t: Tensor, prompts: list[str]) -> Te
     """The UNet, written out, sample by sample."""
     parts = []
     for x, step, prompt in zip(latents, t, prompts, strict=True):
-        text = encode_prompts(base.tokenizer, base.text_encoder, [prompt], "cpu")
+        text = base.text.encode([prompt], "cpu").states
         parts.append(base.unet(x[None], step, encoder_hidden_states=text, return_dict=False)[0])
     return torch.cat(parts)
 
@@ -72,11 +71,13 @@ def test_distinct_prompts_are_encoded_once(
 ) -> None:
     seen: list[list[str]] = []
 
-    def spy(tokenizer: Any, text_encoder: Any, prompts: list[str], device: Any) -> Tensor:
-        seen.append(prompts)
-        return encode_prompts(tokenizer, text_encoder, prompts, device)
+    encode = TextEncoders.encode
 
-    monkeypatch.setattr(frozen, "encode_prompts", spy)
+    def spy(text: TextEncoders, prompts: list[str], device: Any) -> TextEmbedding:
+        seen.append(prompts)
+        return encode(text, prompts, device)
+
+    monkeypatch.setattr(TextEncoders, "encode", spy)
     predict, (latents, t) = FrozenPrediction(frozen_copy(base)), noisy()
     first = predict(latents, t, PROMPTS)
     assert torch.equal(predict(latents, t, PROMPTS), first)
@@ -101,7 +102,7 @@ def test_dtype_and_autocast(base: BaseModel) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         found = FrozenPrediction(copy)(latents, t, PROMPTS)
         with torch.no_grad():
-            text = [encode_prompts(copy.tokenizer, copy.text_encoder, [p], "cpu") for p in PROMPTS]
+            text = [copy.text.encode([p], "cpu").states for p in PROMPTS]
             wanted = copy.unet(latents, t, encoder_hidden_states=torch.cat(text)).sample
     assert wanted.dtype == torch.bfloat16 and found.dtype == torch.float32
     assert torch.equal(found, wanted.float())

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ldm.models.base import BaseModel, load_base
-from ldm.models.text import describe_identifier, encode_prompts, tokens_of
+from ldm.models.text import describe_identifier, tokens_of
 
 PROMPTS = ["a drawing of sks robot", "a dog", "a drawing of sks robot", "a dog", "a dog"]
 
@@ -19,7 +19,7 @@ def base(tiny_base_folder: Callable[[str], Path]) -> BaseModel:
 
 
 def encode(base: BaseModel, prompts: list[str]) -> torch.Tensor:
-    return encode_prompts(base.tokenizer, base.text_encoder, prompts, "cpu")
+    return base.text.encode(prompts, "cpu").states
 
 
 def test_same_as_diffusers(base: BaseModel, tiny_base_folder: Callable[[str], Path]) -> None:

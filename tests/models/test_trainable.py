@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from ldm.models.base import BaseModel, load_base
-from ldm.models.text import encode_prompts
 from ldm.models.trainable import count_parameters, prepare_training
 
 TinyFolder = Callable[[str], Path]
@@ -30,7 +29,7 @@ def test_modes_and_gradients(tiny_base_folder: TinyFolder, text_encoder: bool) -
 
 def gradients(base: BaseModel, trained: dict[str, torch.nn.Module]) -> list[torch.Tensor]:
     latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    text = encode_prompts(base.tokenizer, base.text_encoder, ["a sks robot", "a dog"], "cpu")
+    text = base.text.encode(["a sks robot", "a dog"], "cpu").states
     loss = base.unet(latents, torch.tensor([5, 700]), text).sample.square().mean()
     parameters = [p for module in trained.values() for p in module.parameters()]
     found = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)

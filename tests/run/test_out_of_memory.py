@@ -140,7 +140,7 @@ def test_where_pictures_are_drawn_fewer_at_once_help(
     def no_room(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError(*ERROR.args)  # each has a traceback of its own
 
-    monkeypatch.setattr(generate, "encode_prompts", no_room)
+    monkeypatch.setattr(generate, "denoise", no_room)
     settings: dict[str, Any] = {"steps": 2, "height": 32, "width": 32}
     drawn = raised_in(lambda: list(generate.generate(ready.base, ["a"], [0], **settings)))
     assert "give sampling.batch=1" in out_of_memory_message(config, ready, drawn)

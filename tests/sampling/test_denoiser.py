@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from ldm.models.text import TextEmbedding
 from ldm.sampling.denoiser import guided_prediction
 
 
@@ -26,8 +27,8 @@ def parts() -> SimpleNamespace:
     draw = torch.Generator().manual_seed(0)
     return SimpleNamespace(
         latents=torch.randn(3, 4, 5, 5, generator=draw, dtype=torch.float64),
-        cond=torch.rand(3, 7, 6, generator=draw, dtype=torch.float64),
-        uncond=torch.rand(3, 7, 6, generator=draw, dtype=torch.float64),
+        cond=TextEmbedding(torch.rand(3, 7, 6, generator=draw, dtype=torch.float64)),
+        uncond=TextEmbedding(torch.rand(3, 7, 6, generator=draw, dtype=torch.float64)),
     )
 
 
@@ -36,11 +37,11 @@ def parts() -> SimpleNamespace:
 def test_formula_in_one_pass(scale: float, rescale: float) -> None:
     unet: Any = FakeUnet()
     p = parts()
-    found = guided_prediction(unet, p.latents, 5, p.cond, p.uncond, scale, rescale)
+    found = guided_prediction(unet, p.latents, 5, p.cond, p.uncond, None, scale, rescale)
     assert unet.batches == [6]
     for i in range(3):  # each sample by itself
-        with_prompt = p.latents[i] * p.cond[i].mean()
-        without = p.latents[i] * p.uncond[i].mean()
+        with_prompt = p.latents[i] * p.cond.states[i].mean()
+        without = p.latents[i] * p.uncond.states[i].mean()
         wanted = without + scale * (with_prompt - without)
         wanted = rescale * wanted * with_prompt.std() / wanted.std() + (1 - rescale) * wanted
         torch.testing.assert_close(found[i], wanted)
@@ -49,11 +50,11 @@ def test_formula_in_one_pass(scale: float, rescale: float) -> None:
 def test_scale_one_is_the_conditional_prediction_alone() -> None:
     unet: Any = FakeUnet()
     p = parts()
-    found = guided_prediction(unet, p.latents, 5, p.cond, None, 1.0)
+    found = guided_prediction(unet, p.latents, 5, p.cond, None, None, 1.0)
     assert unet.batches == [3]
-    torch.testing.assert_close(found, p.latents * p.cond.mean((1, 2))[:, None, None, None])
+    torch.testing.assert_close(found, p.latents * p.cond.states.mean((1, 2))[:, None, None, None])
     with pytest.raises(ValueError, match="unconditional"):
-        guided_prediction(unet, p.latents, 5, p.cond, None, 2.0)
+        guided_prediction(unet, p.latents, 5, p.cond, None, None, 2.0)
 
 
 def test_same_rescale_as_diffusers() -> None:

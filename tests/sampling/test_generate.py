@@ -12,7 +12,6 @@ from PIL import Image
 
 from ldm.errors import UserError
 from ldm.models.base import BaseModel, load_base
-from ldm.models.text import encode_prompts
 from ldm.models.trainable import prepare_training
 from ldm.randomness import generator
 from ldm.sampling.generate import decode, denoise, generate, initial_noise
@@ -70,8 +69,8 @@ def test_same_as_diffusers_pipeline(
         output_type="np",
     ).images
     with torch.no_grad():
-        cond = encode_prompts(base.tokenizer, base.text_encoder, PROMPTS, "cpu")
-        uncond = encode_prompts(base.tokenizer, base.text_encoder, [negative] * 3, "cpu")
+        cond = base.text.encode(PROMPTS, "cpu")
+        uncond = base.text.encode([negative] * 3, "cpu")
         generators = [generator(seed, "sampler") for seed in SEEDS]
         solver = make_sampler(name, base.scheduler)
         clean = denoise(base, solver, STEPS, noise, cond, uncond, generators, scale, rescale)
@@ -105,7 +104,7 @@ def test_everything_given_matters(bases: dict[str, BaseModel]) -> None:
         } | changes
         with torch.no_grad():
             cond, uncond = (
-                encode_prompts(base.tokenizer, base.text_encoder, prompts, "cpu")
+                base.text.encode(prompts, "cpu")
                 for prompts in (given["prompts"], [given["negative"]])
             )
             solver = make_sampler(given.get("sampler", "ddim"), base.scheduler)

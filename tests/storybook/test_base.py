@@ -9,7 +9,7 @@ from PIL import Image
 
 from ldm.data.images import to_tensor
 from ldm.models.base import BaseModel, load_base
-from ldm.models.text import encode_prompts, tokens_of
+from ldm.models.text import tokens_of
 from ldm.sampling.generate import denoise, generate
 from ldm.sampling.samplers import make_sampler
 from ldm.storybook.oracle import load_oracle
@@ -58,10 +58,7 @@ def test_latents_equal_the_pipelines_to_rounding(base: BaseModel) -> None:
     for name in ("dpmpp_2m", "ddim"):
         expected = pipeline_latents(base, name, noise)
         with torch.no_grad():
-            cond, uncond = (
-                encode_prompts(base.tokenizer, base.text_encoder, [text] * 2, "cpu")
-                for text in (PROMPT, "")
-            )
+            cond, uncond = (base.text.encode([text] * 2, "cpu") for text in (PROMPT, ""))
             solver = make_sampler(name, base.scheduler)
             latents = denoise(base, solver, 8, noise, cond, uncond, [], 5.0, 0.0)
         torch.testing.assert_close(latents, expected, rtol=0, atol=1e-4)

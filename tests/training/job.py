@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from ldm.checkpoint import find_resume
 from ldm.data.dataset import Pictures, TrainingSet
 from ldm.data.latents import Latents
+from ldm.data.sizes import sizes_of_whole
 from ldm.models.base import load_base
 from ldm.models.ema import WeightAverage
 from ldm.models.trainable import prepare_training
@@ -39,7 +40,8 @@ def latents_of(count: int, seed: int) -> Latents:
     """Random latents of `count` pictures in two variants."""
     generator = torch.Generator().manual_seed(seed)
     mean = torch.randn(count, 2, 4, 8, 8, generator=generator)
-    return Latents(mean, torch.full_like(mean, 0.1), [f"{n}.png" for n in range(count)])
+    sizes = sizes_of_whole(32, 32, 2).expand(count, -1, -1)
+    return Latents(mean, torch.full_like(mean, 0.1), sizes, [f"{n}.png" for n in range(count)])
 
 
 class Kill(pl.Callback):
@@ -98,8 +100,7 @@ def build_module(
     when = Phases(**(phases or {}))
     return DreamBoothModule(
         prepare_training(base, text_encoder, False, embedding=when.pivotal > 0),
-        base.tokenizer,
-        base.text_encoder,
+        base.text,
         Objective(
             NoiseSchedule.from_scheduler(base.scheduler), ObjectiveSettings(**objective or {})
         ),

@@ -163,7 +163,7 @@ class Breaks(pl.Callback):
         raise torch.OutOfMemoryError("a small device")
 
 
-PHASES = {"pivotal": 3, "tokens": (5,)}
+PHASES = {"pivotal": 3, "tokens": ((5,),)}
 
 
 @pytest.mark.parametrize(

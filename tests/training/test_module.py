@@ -101,7 +101,7 @@ def test_a_frozen_text_encoder_is_no_part_and_does_not_change(
 ) -> None:
     base = tiny_base_folder("eps")
     module, _, _ = train(tmp_path, base, 2, text_encoder=False)
-    (frozen,) = module._text_encoder
+    (frozen,) = module.text.encoders
     assert not any("text" in name for name, _ in module.named_parameters())
     assert all(p.grad is None and not p.requires_grad for p in frozen.parameters())
     fresh = build_module(base).trained["text_encoder"].state_dict()
@@ -308,8 +308,8 @@ def test_a_class_sample_that_is_not_finite_stops_the_embedding_alone_too(
 ) -> None:
     """The identifier's row has a finite gradient; that of the class noun's has not."""
     base = tiny_base_folder("eps")
-    rows = [build_module(base).tokenizer.convert_tokens_to_ids("sks</w>")]
-    poison, phases = Poison({1, 2, 3}, sample=-1), {"pivotal": 6, "tokens": rows}
+    rows = [build_module(base).text.tokenizers[0].convert_tokens_to_ids("sks</w>")]
+    poison, phases = Poison({1, 2, 3}, sample=-1), {"pivotal": 6, "tokens": [rows]}
     module, trainer, _ = train(tmp_path, base, 6, accumulate=1, extra=(poison,), phases=phases)
     assert trainer.global_step == 4
     assert module.guard.hopeless is not None and "steps 2, 3, 4" in module.guard.hopeless

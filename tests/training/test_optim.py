@@ -226,7 +226,7 @@ def test_rates_of_the_phases() -> None:
     settings = OptimizerSettings(
         1e-3, 20, text_encoder_learning_rate=5e-4, pivotal_learning_rate=1e-2, warmup=2
     )
-    phases = Phases(pivotal=4, text_encoder_stop=10, tokens=[3])
+    phases = Phases(pivotal=4, text_encoder_stop=10, tokens=[[3]])
     modules = networks()
     optimizer = build_optimizer(modules, settings, phases)
     schedule = build_schedule(optimizer, settings, phases)

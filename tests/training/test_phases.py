@@ -54,7 +54,7 @@ def embedding_key(module: DreamBoothModule) -> str:
 
 
 def test_shares_of_the_steps() -> None:
-    phases = Phases.of_shares(10, 0.25, 0.5, [4])
+    phases = Phases.of_shares(10, 0.25, 0.5, [[4]])
     assert (phases.pivotal, phases.text_encoder_stop, phases.change) == (3, 5, True)
     assert not Phases.of_shares(10, 0.0, 1.0, []).change
     assert Phases.of_shares(100, 0.07, 0.55, []) == Phases(7, 55)
@@ -82,8 +82,8 @@ def test_first_the_identifiers_row_alone(
     tiny_base_folder: BaseFolder, tmp_path: Path, name: str
 ) -> None:
     base = tiny_base_folder("eps")
-    rows = [build_module(base).tokenizer.convert_tokens_to_ids("sks</w>")]
-    phases = {"pivotal": 2, "tokens": rows}
+    rows = [build_module(base).text.tokenizers[0].convert_tokens_to_ids("sks</w>")]
+    phases = {"pivotal": 2, "tokens": [rows]}
     optimizer = {"weight_decay": 0.1, "optimizer": name, **OPTIMIZERS[name]}
     module, watch = watched(base, tmp_path, 4, phases, optimizer=optimizer)
     key = embedding_key(module)
@@ -99,9 +99,11 @@ def test_the_average_of_a_schedule_free_optimizer_keeps_the_other_rows(
     tiny_base_folder: BaseFolder, tmp_path: Path
 ) -> None:
     base = tiny_base_folder("eps")
-    rows = [build_module(base).tokenizer.convert_tokens_to_ids("sks</w>")]
+    rows = [build_module(base).text.tokenizers[0].convert_tokens_to_ids("sks</w>")]
     optimizer = {"weight_decay": 0.1, "optimizer": "schedule_free_adamw", "schedule": "constant"}
-    module, watch = watched(base, tmp_path, 4, {"pivotal": 4, "tokens": rows}, optimizer=optimizer)
+    module, watch = watched(
+        base, tmp_path, 4, {"pivotal": 4, "tokens": [rows]}, optimizer=optimizer
+    )
     module.let_optimizer("eval")
     key = embedding_key(module)
     change = (watch.states[0][key] != module.state_dict()[key]).any(1)
@@ -114,11 +116,11 @@ def test_what_follows_begins_with_a_fresh_optimizer(
 ) -> None:
     """The first step of all is one of the size that it has without the steps before it."""
     base = tiny_base_folder("eps")
-    rows = [build_module(base).tokenizer.convert_tokens_to_ids("sks</w>")]
+    rows = [build_module(base).text.tokenizers[0].convert_tokens_to_ids("sks</w>")]
     optimizer = {**OPTIMIZERS[name], "optimizer": name, "schedule": "constant", "warmup": 0}
     sizes = []
     for pivotal in (0, 6):
-        phases = {"pivotal": pivotal, "tokens": rows}
+        phases = {"pivotal": pivotal, "tokens": [rows]}
         _, watch = watched(base, tmp_path / str(pivotal), pivotal + 1, phases, optimizer=optimizer)
         before, after = watch.states[-2:]
         unet = [key for key in before if "unet" in key]
@@ -130,8 +132,8 @@ def test_the_row_alone_and_then_the_unet_alone(
     tiny_base_folder: BaseFolder, tmp_path: Path
 ) -> None:
     base = tiny_base_folder("eps")
-    rows = [build_module(base).tokenizer.convert_tokens_to_ids("sks</w>")]
-    phases = {"pivotal": 1, "tokens": rows, "text_encoder_stop": 0}
+    rows = [build_module(base).text.tokenizers[0].convert_tokens_to_ids("sks</w>")]
+    phases = {"pivotal": 1, "tokens": [rows], "text_encoder_stop": 0}
     module, watch = watched(base, tmp_path, 3, phases, text_encoder=False)
     assert watch.moved(0) == {embedding_key(module)}
     for step in (1, 2):
@@ -157,8 +159,9 @@ def test_embeddings_of_a_stopped_text_encoder_are_its_last_ones(
     prompt, kept = next(iter(module._embeddings.items()))
     fresh = build_module(tiny_base_folder("eps"))
     fresh.load_state_dict(module.state_dict())
-    torch.testing.assert_close(fresh.encode([prompt])[0], kept)
-    assert not torch.allclose(build_module(tiny_base_folder("eps")).encode([prompt])[0], kept)
+    torch.testing.assert_close(fresh.encode([prompt]).states, kept.states)
+    untrained = build_module(tiny_base_folder("eps")).encode([prompt])
+    assert not torch.allclose(untrained.states, kept.states)
 
 
 def test_a_stopped_text_encoder_is_the_one_that_will_be_used(
@@ -176,7 +179,7 @@ def test_a_stopped_text_encoder_is_the_one_that_will_be_used(
     prompt, kept = next(iter(module._embeddings.items()))
     fresh = build_module(tiny_base_folder("eps"))
     fresh.load_state_dict(module.state_dict())
-    torch.testing.assert_close(fresh.encode([prompt])[0], kept)
+    torch.testing.assert_close(fresh.encode([prompt]).states, kept.states)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "schedule_free_adamw"])

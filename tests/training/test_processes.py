@@ -71,8 +71,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny_base_folder: BaseFolder)
         places = {"run": str(folder / name), "record": str(folder / f"{name}-samples")}
         return {**places, **COMMON, "steps": steps, "hardware": processes(count), **more}
 
-    rows = [build_module(base).tokenizer.convert_tokens_to_ids("sks</w>")]
-    phases = {**PHASES, "tokens": rows}
+    rows = [build_module(base).text.tokenizers[0].convert_tokens_to_ids("sks</w>")]
+    phases = {**PHASES, "tokens": [rows]}
     searching = processes(2, "ddp_find_unused_parameters_true")
 
     def done(*jobs: dict[str, Any]) -> None:

@@ -180,8 +180,8 @@ def test_a_loss_that_is_no_number_is_warned_of_and_counted(
 def test_phases_with_a_scaler(tiny_base_folder: BaseFolder, tmp_path: Path) -> None:
     """The row alone, then everything, then the UNet alone."""
     scaled, base = Scaled(FITTING), tiny_base_folder("eps")
-    rows = [build_module(base).tokenizer.convert_tokens_to_ids("sks</w>")]
-    phases = {"pivotal": 1, "text_encoder_stop": 2, "tokens": rows}
+    rows = [build_module(base).text.tokenizers[0].convert_tokens_to_ids("sks</w>")]
+    phases = {"pivotal": 1, "text_encoder_stop": 2, "tokens": [rows]}
     trained(tmp_path, base, 3, scaled, phases=phases, gradient_clip=1.0)
     parts = []
     for before, after in zip(scaled.states, scaled.states[1:], strict=False):

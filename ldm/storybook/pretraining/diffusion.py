@@ -13,7 +13,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from ldm.models.attention import choose_attention
 from ldm.models.precision import autocast, native_precision
-from ldm.models.text import encode_prompts
+from ldm.models.text import TextEncoders
 from ldm.objective import NoiseSchedule, loss_weight, per_sample_loss
 from ldm.randomness import generator
 from ldm.storybook.pretraining.loop import Loop, LoopSettings
@@ -109,6 +109,7 @@ def train_diffusion(
     """
     schedule = NoiseSchedule.from_scheduler(new_scheduler())
     loop = Loop(networks, settings, state)
+    encoders = TextEncoders((tokenizer,), (networks["text_encoder"],))
 
     def loss_at(step: int) -> tuple[Tensor, dict[str, float]]:
         rng = np.random.default_rng([seed, step])
@@ -124,7 +125,7 @@ def train_diffusion(
         strata = (torch.arange(batch) + torch.rand(batch, generator=draw)) / batch
         t = (strata * len(schedule)).long()
         with autocast(CPU, native_precision("cpu")):
-            text = encode_prompts(tokenizer, networks["text_encoder"], prompts, "cpu")
+            text = encoders.encode(prompts, "cpu").states
             predicted = networks["unet"](schedule.add_noise(clean, noise, t), t, text).sample
         errors = per_sample_loss(predicted, schedule.target(clean, noise, t))
         weight = loss_weight(
