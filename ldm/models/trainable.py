@@ -27,7 +27,8 @@ def prepare_training(
     whole = text_encoder or embedding
     trained = base.networks if whole else {"unet": base.unet}
     for module in trained.values():
-        nn.Module.to(module, torch.float32)  # diffusers' own warns for nothing
+        if any(parameter.dtype != torch.float32 for parameter in module.parameters()):
+            nn.Module.to(module, torch.float32)  # diffusers' own warns for nothing
         module.requires_grad_(True).train()
     for encoder in base.text.encoders if whole else ():
         if not text_encoder:

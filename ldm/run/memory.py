@@ -1,92 +1,20 @@
-"""How much memory a training step will need: an estimate.
+"""Whether a run fits its device: the most memory of training and of drawing, before they begin."""
 
-It counts parameters, gradients, optimizer moments and activations; what the libraries, the
-allocator and a device's kernels take beside these is a flat guess, so leave room.
-"""
-
-from dataclasses import dataclass
-from typing import Any
+import itertools
+import os
+from collections.abc import Sequence
+from functools import partial
 
 import torch
-from torch import nn
 
-from ldm.data.sizes import SIZES
-from ldm.models.text import TextEmbedding
-from ldm.models.unet import predict
+from ldm.config import Config
+from ldm.models.trainable import prepare_training
+from ldm.run.device import precision_of
+from ldm.run.prepare import Prepared, needs_frozen_copy
+from ldm.run.subjects import class_prompts
+from ldm.run.watermark import Need, Pass, drawing_bytes, training_need
 
 GIB = 2**30
-MIB = 2**20
-LIBRARIES = GIB // 2  # what Python and the libraries take before anything is loaded
-# What gradient checkpointing recomputes: inside these, activations are dropped after the forward.
-CHECKPOINTED = ("ResnetBlock2D", "BasicTransformerBlock")
-
-
-@dataclass
-class Activations:
-    """Numbers of elements that one forward pass of one sample keeps for the backward pass."""
-
-    all: int  # outputs of every layer
-    kept: int  # outputs of checkpointed blocks and of layers outside of them
-    largest: int  # layers' outputs within the largest checkpointed block
-
-    def elements(self, gradient_checkpointing: bool) -> int:
-        return self.kept + self.largest if gradient_checkpointing else self.all
-
-
-def unet_activations(unet: Any, resolution: int, factor: int, text_length: int) -> Activations:
-    """Count activations of a forward pass on the meta device: no memory, no arithmetic.
-
-    resolution: pixels; factor: pixels per latent; text_length: tokens.
-    """
-    side = resolution // factor
-    with torch.device("meta"):
-        copy = type(unet).from_config(unet.config)
-        sample = torch.empty(1, unet.config.in_channels, side, side)
-        states = torch.empty(1, text_length, unet.config.cross_attention_dim)
-        time, sizes, pooled = torch.zeros(1, dtype=torch.long), torch.zeros(1, SIZES), None
-        if unet.config.addition_embed_type == "text_time":
-            width = unet.config.projection_class_embeddings_input_dim
-            pooled = torch.empty(1, width - SIZES * unet.config.addition_time_embed_dim)
-    counter = _Counter(copy)
-    with torch.no_grad():
-        predict(copy, sample, time, TextEmbedding(states, pooled), sizes)
-    inside = counter.inside.values()
-    total = counter.outside + sum(inside)
-    return Activations(total, counter.outside + counter.blocks, max(inside, default=0))
-
-
-class _Counter:
-    """Forward hooks that add up the sizes of layers' outputs."""
-
-    def __init__(self, network: nn.Module) -> None:
-        self.outside, self.blocks = 0, 0
-        self.inside: dict[str, int] = {}
-        blocks = [n for n, m in network.named_modules() if type(m).__name__ in CHECKPOINTED]
-        for name, module in network.named_modules():
-            block = next((b for b in blocks if name == b or name.startswith(f"{b}.")), None)
-            if name == block:
-                module.register_forward_hook(self._count_block)
-            elif not list(module.children()):
-                module.register_forward_hook(self._count_layer(block))
-
-    def _count_block(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        self.blocks += _numel(output)
-
-    def _count_layer(self, block: str | None) -> Any:
-        def count(module: nn.Module, inputs: Any, output: Any) -> None:
-            if block is None:
-                self.outside += _numel(output)
-            else:
-                self.inside[block] = self.inside.get(block, 0) + _numel(output)
-
-        return count
-
-
-def _numel(output: Any) -> int:
-    first = output[0] if isinstance(output, tuple) else output
-    return first.numel() if isinstance(first, torch.Tensor) else 0
-
-
 # Bytes that an optimizer keeps for each trained parameter; Adafactor's rows and columns are few.
 OPTIMIZER_BYTES = {
     "adamw": 8,
@@ -103,16 +31,66 @@ def optimizer_bytes(optimizer: str) -> int:
     return OPTIMIZER_BYTES.get(optimizer, 8)
 
 
-def training_bytes(
-    trained: int, frozen: int, activations: int, precision: str, optimizer: int = 8
-) -> int:
-    """Memory of a training step.
+def memory_bytes(config: Config, ready: Prepared) -> int:
+    """The most memory of an optimizer step in one process (if there is one process)."""
+    return _training(config, ready).peak
 
-    trained, frozen: parameters, float32; a trained one also has a gradient and what the optimizer
-    keeps (`optimizer` bytes). activations: elements kept in one forward pass of the whole
-    micro-batch.
-    """
-    autocast = precision != "fp32"
-    casts = 2 * trained if autocast else 0  # half-precision copies of the weights
-    tensors = (8 + optimizer) * trained + 4 * frozen + casts
-    return LIBRARIES + tensors + activations * (2 if autocast else 4)
+
+def memory_lines(config: Config, ready: Prepared) -> list[str]:
+    """What is predicted, beside what the device has; what would help where that is less."""
+    need = _training(config, ready)
+    batches = {"sampling.batch": config.sampling.batch}
+    if config.prior and config.prior.images != "subject" and not config.prior.folder:
+        batches["prior.sampling_batch"] = config.prior.sampling_batch
+    key = max(batches, key=lambda name: batches[name])
+    guided = config.sampling.scale != 1
+    drawing = need.held + drawing_bytes(ready.base, ready.resolution, batches[key], guided)
+    there = device_bytes(config)
+    of = f", of {there / GIB:.1f} in this machine" if there else ""
+    lines = [
+        f"about {need.peak / GIB:.1f} GiB per process while training, {drawing / GIB:.1f} while "
+        f"pictures are drawn ({key}={batches[key]}){of}"
+    ]
+    if there and need.peak > there:
+        lines.append("NOT ENOUGH to train; configs/low_memory.yaml and docs/memory.md say how")
+    if there and drawing > there:
+        lines.append(f"NOT ENOUGH to draw so many at once: lower {key}")
+    return lines
+
+
+def device_bytes(config: Config) -> int | None:
+    """All memory of the device that a run will use; None where that cannot be told."""
+    if config.trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return torch.cuda.mem_get_info()[1]
+    if config.trainer.accelerator not in ("auto", "cpu") or not hasattr(os, "sysconf"):
+        return None
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _training(config: Config, ready: Prepared) -> Need:
+    prior, training, model = config.prior, config.training, config.model
+    pictures = [first for subject in ready.subjects for first, *_ in subject.prompts]
+    prompts = _dealt(pictures, training.batch // training.accumulate)
+    taught = 0
+    if prior:
+        count = prior.batch // training.accumulate
+        prompts += _dealt(class_prompts(ready.subjects), count)
+        taught = count if prior.target == "base" else 0
+    averages = 4 if config.ema.schedule != "none" else 0
+    return training_need(
+        ready.base,
+        partial(
+            prepare_training,
+            text_encoder=model.train_text_encoder,
+            gradient_checkpointing=model.gradient_checkpointing,
+            embedding=training.pivotal > 0,
+        ),
+        Pass(prompts, taught, ready.resolution, precision_of(config)),
+        passes=min(2, training.accumulate),  # from the second on, gradients are there already
+        kept=optimizer_bytes(training.optimizer) + averages,
+        teacher=prior is not None and needs_frozen_copy(prior),
+    )
+
+
+def _dealt(prompts: Sequence[str], count: int) -> list[str]:
+    return list(itertools.islice(itertools.cycle(prompts), count))

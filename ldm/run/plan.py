@@ -10,11 +10,13 @@ from ldm.models.trainable import count_parameters, count_unread
 from ldm.run.device import precision_of
 from ldm.run.evaluate import task_of
 from ldm.run.folder import existing_parent
-from ldm.run.memory import GIB, MIB, optimizer_bytes, training_bytes, unet_activations
-from ldm.run.prepare import Prepared, needs_frozen_copy
+from ldm.run.memory import memory_lines, optimizer_bytes
+from ldm.run.prepare import Prepared
 from ldm.run.settings import filled
 from ldm.run.subjects import class_prompts
 from ldm.sampling.prior import class_image_folder, class_image_settings, count_missing
+
+MIB = 2**20
 
 
 def plan_lines(config: Config, ready: Prepared, run: Path) -> list[str]:
@@ -37,14 +39,11 @@ def plan_lines(config: Config, ready: Prepared, run: Path) -> list[str]:
         *(f"evaluation    {line}" for line in evaluation_lines(config, ready)),
         *_parameter_lines(config, base),
     ]
-    disk, memory = disk_bytes(config, ready), memory_bytes(config, ready)
+    disk = disk_bytes(config, ready)
     free = shutil.disk_usage(existing_parent(run)).free
     short = "; NOT ENOUGH: keep fewer snapshots, or set logs=" if disk > free else ""
     lines.append(f"disk          about {disk / MIB:.0f} MiB of {free / MIB:.0f} free{short}")
-    lines.append(
-        f"memory        about {memory / GIB:.1f} GiB per process while training (estimate)"
-    )
-    return lines
+    return [*lines, *(f"memory        {line}" for line in memory_lines(config, ready))]
 
 
 def _picture_lines(ready: Prepared) -> list[str]:
@@ -210,21 +209,3 @@ def disk_bytes(config: Config, ready: Prepared) -> int:
     averages = 2 if config.ema.schedule != "none" else 1
     state = (4 * averages + optimizer_bytes(config.training.optimizer)) * trained
     return snapshots * 4 * averages * trained + 3 * state + pictures + cache
-
-
-def memory_bytes(config: Config, ready: Prepared) -> int:
-    """Memory of a training step in one process (if there is one process)."""
-    trained, frozen = _trained_and_frozen(config, ready.base)
-    samples = config.training.batch + (config.prior.batch if config.prior else 0)
-    activations = unet_activations(
-        ready.base.unet,
-        ready.resolution,
-        ready.base.latent_factor,
-        ready.base.tokenizer.model_max_length,
-    ).elements(config.model.gradient_checkpointing)
-    kept = activations * samples // config.training.accumulate
-    averages = 4 * trained if config.ema.schedule != "none" else 0
-    copy = 4 * (trained + frozen) if config.prior and needs_frozen_copy(config.prior) else 0
-    optimizer = optimizer_bytes(config.training.optimizer)
-    needed = training_bytes(trained, frozen, kept, precision_of(config), optimizer)
-    return needed + averages + copy

@@ -11,7 +11,7 @@ import torch
 
 from ldm.config import Config
 from ldm.config.checks import combination_problems, range_problems, value_at
-from ldm.run import plan
+from ldm.run import memory
 from ldm.run.device import precision_of
 from ldm.run.memory import GIB
 from ldm.run.prepare import Prepared
@@ -57,7 +57,7 @@ def out_of_memory_message(config: Config, ready: Prepared, error: BaseException)
     for number, option in enumerate(options, start=1):
         lines.append(f"  {number}. {option}: {option.saved:.2f} GiB less; {option.cost}")
     if len(options) > 1:
-        left = plan.memory_bytes(*_all_of(config, ready, options)) / GIB
+        left = memory.memory_bytes(*_all_of(config, ready, options)) / GIB
         lines.append(f"  with all of them: {left:.2f} GiB")
     others = [str(option) for option in options if not option.key.startswith(tuple(MAY_CHANGE))]
     if others:
@@ -70,9 +70,9 @@ def best_options(config: Config, ready: Prepared) -> list[Option]:
 
     A smaller picture changes what is learnt most: it comes after all others.
     """
-    before, found = plan.memory_bytes(config, ready), []
+    before, found = memory.memory_bytes(config, ready), []
     for option in _options(config, ready):
-        after = plan.memory_bytes(option.config, option.ready)
+        after = memory.memory_bytes(option.config, option.ready)
         option.saved = round((before - after) / GIB, 2)
         problems = [*range_problems(option.config), *combination_problems(option.config)]
         if after < before and not problems:
@@ -151,7 +151,7 @@ def _tried(config: Config, ready: Prepared) -> str:
 
 
 def _predicted(config: Config, ready: Prepared) -> str:
-    needed = f"{plan.memory_bytes(config, ready) / GIB:.2f} GiB"
+    needed = f"{memory.memory_bytes(config, ready) / GIB:.2f} GiB"
     if not torch.cuda.is_available():
         return needed
     return f"{needed} (an estimate) of the device's {torch.cuda.mem_get_info()[1] / GIB:.2f}"

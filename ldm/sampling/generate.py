@@ -21,7 +21,7 @@ from ldm.sampling.samplers import check_sampler, check_steps, make_sampler
 
 log = logging.getLogger(__name__)
 
-_PIXELS_AT_ONCE = 1024 * 1024  # pixels that the VAE decodes in one call; bounds its memory
+PIXELS_AT_ONCE = 1024 * 1024  # pixels that the VAE decodes in one call; bounds its memory
 
 Progress = Callable[[int, int], None]  # (pictures done, pictures in all)
 
@@ -122,7 +122,7 @@ def decode(base: BaseModel, latents: Tensor) -> Iterator[Tensor]:
     shift = getattr(config, "shift_factor", None) or 0.0
     latents = latents / config.scaling_factor + shift
     pixels = latents.shape[-1] * latents.shape[-2] * base.latent_factor**2
-    for part in latents.to(base.vae.dtype).split(max(1, _PIXELS_AT_ONCE // pixels)):
+    for part in latents.to(base.vae.dtype).split(max(1, PIXELS_AT_ONCE // pixels)):
         with torch.autocast(base.device.type, enabled=False):  # see BaseModel.to
             decoded = base.vae.decode(part, return_dict=False)[0]
         if not decoded.isfinite().all():

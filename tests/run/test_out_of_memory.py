@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ldm.config import Config, load_config
-from ldm.run import plan
+from ldm.run import memory
 from ldm.run.memory import GIB
 from ldm.run.prepare import Prepared, prepare
 from ldm.run.trouble import best_options, out_of_memory_message
@@ -41,7 +41,7 @@ def shown(config: Config, ready: Prepared) -> list[str]:
 def known_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model of memory in which each option saves a known number of GiB."""
 
-    def memory(config: Config, ready: Prepared) -> int:
+    def modelled(config: Config, ready: Prepared) -> int:
         training, model = config.training, config.model
         needed = 20.0 / training.accumulate
         needed += 0 if model.gradient_checkpointing else 5.0
@@ -50,7 +50,7 @@ def known_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         needed += 5.0 if model.train_text_encoder else 0.0
         return int((needed + 30.0 * ready.resolution / 32) * GIB)
 
-    monkeypatch.setattr(plan, "memory_bytes", memory)
+    monkeypatch.setattr(memory, "memory_bytes", modelled)
 
 
 def test_the_three_that_help_most(place: Workspace, known_memory: None) -> None:
@@ -102,10 +102,10 @@ def test_every_number_is_the_plans(place: Workspace) -> None:
     config, ready = prepared(place)
     options = best_options(config, ready)
     assert len(options) == 3
-    before = plan.memory_bytes(config, ready)
+    before = memory.memory_bytes(config, ready)
     for option in options:
         given = {str(option).partition("=")[0].replace(".", "__"): option.value}
-        after = plan.memory_bytes(*prepared(place, **given))
+        after = memory.memory_bytes(*prepared(place, **given))
         assert after < before
         assert option.saved == pytest.approx((before - after) / GIB, abs=0.006)
 

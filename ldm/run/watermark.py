@@ -1,0 +1,169 @@
+"""How much memory training and drawing will need: their tensors, followed without making them.
+
+The run's own networks work on tensors that have shapes and no content, and every tensor is counted
+from its making to its end. What libraries and allocator take beside is added as it was measured
+(`python -m tests.full_size`).
+"""
+
+import copy
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from ldm.data.sizes import sizes_of_whole
+from ldm.models.base import BaseModel
+from ldm.models.precision import autocast
+from ldm.models.unet import predict
+from ldm.sampling.generate import PIXELS_AT_ONCE
+
+LIBRARIES = 2**29  # what Python and the libraries take before anything is loaded
+
+
+class Watermark(TorchDispatchMode):
+    """Counts the bytes of all tensors that live while it is entered; `peak` is the most at once."""
+
+    def __init__(self, held: Iterable[Tensor] = ()) -> None:
+        """held: tensors that were there before."""
+        super().__init__()
+        self.now = self.peak = 0
+        self._living: set[int] = set()
+        self._count(held)
+
+    def __torch_dispatch__(
+        self, operation: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        result = operation(*args, **(kwargs or {}))
+        self._count(leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor))
+        return result
+
+    def _count(self, tensors: Iterable[Tensor]) -> None:
+        for tensor in tensors:
+            storage = tensor.untyped_storage()
+            place = storage._cdata
+            if place not in self._living:  # else a view, or changed in place
+                self._living.add(place)
+                self.now += storage.nbytes()
+                weakref.finalize(storage, self._gone, place, storage.nbytes())
+        self.peak = max(self.peak, self.now)
+
+    def _gone(self, place: int, size: int) -> None:
+        self._living.discard(place)
+        self.now -= size
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One forward and backward pass of training."""
+
+    prompts: list[str]  # of each sample
+    taught: int  # how many samples' targets the frozen base predicts
+    resolution: int  # pixels along one side
+    precision: str
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes that training takes."""
+
+    peak: int  # the most in an optimizer step
+    held: int  # between two steps: weights, gradients, what optimizer and averages keep
+
+
+def training_need(
+    base: BaseModel,
+    prepare: Callable[[BaseModel], Mapping[str, nn.Module]],
+    one: Pass,
+    passes: int = 1,
+    kept: int = 0,
+    teacher: bool = False,
+) -> Need:
+    """What an optimizer step of `passes` passes takes; `base` is only looked at.
+
+    prepare: sets what is trained in the networks that it is given, and returns them. kept: bytes
+    that optimizer and averages hold for each trained parameter, beside weights and gradients.
+    teacher: an untouched copy of the base is held as well.
+    """
+    with _fakes() as fake:
+        student = fake(base)
+        trained = prepare(student)
+        frozen = fake(base) if teacher else None
+        held = [*_tensors(student), *(_tensors(frozen) if frozen else ())]
+        with Watermark(held) as mark:
+            for _ in range(passes):
+                _train(student, frozen, one)
+        parameters = [p for module in trained.values() for p in module.parameters()]
+        always = LIBRARIES + kept * sum(p.numel() for p in parameters if p.requires_grad)
+    return Need(always + mark.peak, always + mark.now)
+
+
+def drawing_bytes(base: BaseModel, resolution: int, batch: int, guided: bool) -> int:
+    """The most that drawing `batch` pictures at once takes beside the networks' weights."""
+    rows = batch * (2 if guided else 1)
+    with _fakes() as fake:
+        model = fake(base)
+        with Watermark() as mark, torch.no_grad():
+            noise = _latents(model, rows, resolution)
+            text = model.text.encode([f"{row}" for row in range(rows)], "cpu")
+            sizes = sizes_of_whole(resolution, resolution, rows)
+            clean = predict(model.unet, noise, 0, text, sizes)
+            del text, noise
+            at_once = max(1, PIXELS_AT_ONCE // resolution**2)
+            model.vae.decode(clean[: min(batch, at_once)])
+    return mark.peak
+
+
+def _train(student: BaseModel, frozen: BaseModel | None, one: Pass) -> None:
+    """Forward and backward pass of all samples."""
+    rows, side = len(one.prompts), one.resolution
+    noisy, t = _latents(student, rows, side), torch.zeros(rows, dtype=torch.long)
+    sizes = sizes_of_whole(side, side, rows)
+    with autocast(torch.device("cpu"), one.precision):
+        text = student.text.encode(one.prompts, "cpu")
+        prediction = predict(student.unet, noisy, t, text, sizes)
+        target = noisy
+        if frozen is not None and (count := one.taught):
+            with torch.no_grad():
+                same = frozen.text.encode(one.prompts[-count:], "cpu")
+                target = predict(frozen.unet, noisy[-count:], t[-count:], same, sizes[-count:])
+        loss = (prediction[-len(target) :] - target).pow(2).mean()
+    loss.backward()
+
+
+@contextmanager
+def _fakes() -> Iterator[Callable[[BaseModel], BaseModel]]:
+    """Inside, tensors have no content; what it gives copies a base's networks so."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode(allow_non_fake_inputs=True):
+
+        def fake(base: BaseModel) -> BaseModel:
+            known = {id(tensor): _alike(tensor) for tensor in _tensors(base)}
+            networks = copy.deepcopy({"vae": base.vae, **base.networks}, known)
+            return replace(base, **networks)
+
+        yield fake
+
+
+def _alike(tensor: Tensor) -> Tensor:
+    made = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
+    if not isinstance(tensor, nn.Parameter):
+        return made
+    return nn.Parameter(made, requires_grad=tensor.requires_grad)
+
+
+def _tensors(base: BaseModel) -> Iterator[Tensor]:
+    for part in (base.vae, *base.networks.values()):
+        yield from part.parameters()
+        yield from part.buffers()
+
+
+def _latents(base: BaseModel, count: int, resolution: int) -> Tensor:
+    side = resolution // base.latent_factor
+    return torch.empty(count, base.latent_channels, side, side)

@@ -1,0 +1,130 @@
+"""Predicted memory: against the allocations that the profiler sees in a real step."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from ldm.config import load_config
+from ldm.models.base import BaseModel, load_base
+from ldm.models.precision import autocast
+from ldm.models.trainable import prepare_training
+from ldm.models.unet import predict
+from ldm.run import memory
+from ldm.run.prepare import prepare
+from ldm.run.watermark import LIBRARIES, Pass, Watermark, drawing_bytes, training_need
+from tests.conftest import TINY_RESOLUTION
+from tests.workspace import MAIN_JOB, Workspace
+
+PROMPTS = ["a dog", "a robot", "a dog", "the beach"]
+Base = Callable[[str], Path]
+
+
+def most_allocated(work: Callable[[], object]) -> int:
+    """The most bytes that real tensors take at once beside those that were there before."""
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as seen:
+        work()
+    now = peak = 0
+    for event in seen.profiler.kineto_results.events():  # type: ignore[union-attr]
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            peak = max(peak, now)
+    return peak
+
+
+def weights_of(base: BaseModel) -> int:
+    parts: list[nn.Module] = [base.vae, *base.networks.values()]
+    tensors = [t for part in parts for t in (*part.parameters(), *part.buffers())]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def test_a_watermark_counts_what_lives_at_once() -> None:
+    before = torch.empty(10)
+    with Watermark([before]) as mark:
+        first = torch.empty(100)
+        second = first.view(10, 10)  # the same memory
+        third = second + 1
+        del first, second
+        torch.empty(50)
+    assert mark.peak == 40 + 400 + 400 and mark.now == 40 + 400
+    del third
+    assert mark.now == 40 == before.nbytes
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_training_step_takes_what_was_predicted(
+    tiny_base_folder: Base, checkpointing: bool
+) -> None:
+    base = load_base(tiny_base_folder("eps"))
+    asked = partial(prepare_training, text_encoder=True, gradient_checkpointing=checkpointing)
+    one = Pass(PROMPTS, taught=0, resolution=4 * TINY_RESOLUTION, precision="fp32")
+    need = training_need(base, asked, one)
+    asked(base)
+    side = one.resolution // base.latent_factor
+    noisy, t = torch.randn(4, 4, side, side), torch.zeros(4, dtype=torch.long)
+
+    def step() -> None:
+        with autocast(torch.device("cpu"), "fp32"):
+            made = predict(base.unet, noisy, t, base.text.encode(PROMPTS, "cpu"), None)
+        (made - noisy).pow(2).mean().backward()
+
+    step()  # whatever is made once
+    for network in base.networks.values():
+        network.zero_grad()
+    found = weights_of(base) + most_allocated(step)
+    assert need.peak - LIBRARIES == pytest.approx(found, rel=0.1)
+
+
+def test_drawing_takes_what_was_predicted(tiny_base_folder: Base) -> None:
+    base, side = load_base(tiny_base_folder("eps")), 4 * TINY_RESOLUTION
+
+    @torch.no_grad()
+    def draw() -> None:
+        noise = torch.randn(4, 4, side // base.latent_factor, side // base.latent_factor)
+        text = base.text.encode(["a dog", "", "the beach", "a"], "cpu")
+        clean = predict(base.unet, noise, 0, text, None)
+        base.vae.decode(clean[:2])
+
+    draw()
+    predicted = drawing_bytes(base, side, batch=2, guided=True)
+    assert predicted == pytest.approx(most_allocated(draw), rel=0.1)
+    assert drawing_bytes(base, side, batch=2, guided=False) < predicted
+
+
+@pytest.fixture
+def place(tmp_path: Path, tiny_base_folder: Base) -> Workspace:
+    return Workspace(tmp_path, tiny_base_folder("eps"))
+
+
+def test_every_option_moves_the_prediction(place: Workspace) -> None:
+    def need(**settings: object) -> int:
+        settings = {"data__resolution": 128, "training__precision": "fp32"} | settings
+        config = load_config([MAIN_JOB], place.words(**settings)[2:])
+        return memory.memory_bytes(config, prepare(config))
+
+    usual = need()
+    assert need(training__batch=4) > usual > need(prior="null")
+    assert need(training__accumulate=2) < usual
+    assert need(model__gradient_checkpointing="true") < usual
+    assert need(model__train_text_encoder="false") < usual
+    assert need(training__precision="bf16-mixed") < usual
+    assert need(data__resolution=160) > usual
+    assert need(prior__target="base") > usual  # a copy of the base
+    assert need(training__optimizer="adamw_8bit") < usual < need(ema__schedule="power")
+
+
+def test_a_device_that_is_too_small_is_told_before_any_work(
+    place: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert place.main("--dry-run") == 0
+    assert "NOT ENOUGH" not in capsys.readouterr().out
+    monkeypatch.setattr(memory, "device_bytes", lambda config: LIBRARIES)
+    assert place.main("--dry-run") == 0
+    said = capsys.readouterr().out
+    assert "of 0.5 in this machine" in said
+    assert "NOT ENOUGH to train" in said and "lower sampling.batch" in said
