@@ -30,7 +30,7 @@ def most_allocated(work: Callable[[], object]) -> int:
     ) as seen:
         work()
     now = peak = 0
-    for event in seen.profiler.kineto_results.events():  # type: ignore[union-attr]
+    for event in seen.profiler.kineto_results.events():
         if event.name() == "[memory]":
             now += event.nbytes()
             peak = max(peak, now)
