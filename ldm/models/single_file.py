@@ -7,7 +7,7 @@ that of the known architectures.
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from torch import nn
 
 from ldm.errors import UserError
 from ldm.models.architectures import ARCHITECTURES, NAMES, SCHEDULER, known_configs
-from ldm.models.keys import UNET, Kind, Place, places_of, stored_as
+from ldm.models.keys import UNET, Kind, Place, places_of
+from ldm.models.networks import empty_network, fill_network, wrong_shapes
 from ldm.models.recognise import recognise, unexpected
 from ldm.models.tokenizer import find_tokenizer, from_texts, padded_with
 from ldm.models.weights_file import WeightsFile, open_weights
@@ -59,17 +60,19 @@ def read_single_file(
     """
     file = open_weights(path)
     kind = recognise(file.path, file.shapes)
-    own = _own_configs(file, kind)
+    own = own_configs(file)
+    if own and own["kind"] != kind:
+        raise UserError(f"model {file.path}: {CONFIGS} is of another model; export it again")
     prediction, told_by = _prediction_of(file, kind, own, prediction_type)
     configs = own["parts"] if own else known_configs(kind, prediction)
-    empty = {part: _empty(file, part, config) for part, config in configs.items()}
+    empty = {part: empty_network(file.path, part, config) for part, config in configs.items()}
     places = {part: places_of(kind, part, net.state_dict()) for part, net in empty.items()}
     names = _names_in(file, places, ema)
     _check(file, kind, empty, places, names, written_here=bool(own))
     parts: dict[str, Any] = _tokenizers(file, own, tokenizer, empty)
     for part, network in empty.items():
         wanted = torch.float32 if part == "vae" else dtype
-        parts[part] = _fill(network, file, places[part], names, wanted)
+        parts[part] = fill_network(network, file, places[part], names, wanted)
     log.info("%s: %s, predicts %s (%s)", file.path, NAMES[kind], prediction, told_by)
     return SingleFile(
         kind,
@@ -80,20 +83,20 @@ def read_single_file(
     )
 
 
-def _own_configs(file: WeightsFile, kind: Kind) -> dict[str, Any]:
+def own_configs(file: WeightsFile) -> dict[str, Any]:
     """The configurations in a file that this program wrote; empty for any other file."""
     text = file.metadata.get(CONFIGS)
     if text is None:
         return {}
     try:
         own = json.loads(text)
-        if own["kind"] == kind and own["parts"] and own["scheduler"] and own["tokenizer"]:
+        if own["kind"] and own["parts"]["vae"] and own["scheduler"] and own["tokenizer"]:
             return dict(own)
     except (ValueError, TypeError, KeyError):
         pass
     raise UserError(
-        f"model {file.path}: its metadata {CONFIGS} is damaged, or of another model; remove it "
-        "(the sizes are then those of the known architectures) or export the model again"
+        f"model {file.path}: its metadata {CONFIGS} is damaged; remove it (the sizes are then "
+        "those of the known architectures) or export the model again"
     )
 
 
@@ -120,26 +123,6 @@ def _prediction_of(
             "model.prediction_type=epsilon or model.prediction_type=v_prediction"
         )
     return usual, "as is usual; model.prediction_type can say otherwise"
-
-
-def _empty(file: WeightsFile, part: str, config: Mapping[str, Any]) -> nn.Module:
-    """A part's network without memory for its weights."""
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
-
-    try:
-        with torch.device("meta"):
-            if part == "unet":
-                return UNet2DConditionModel.from_config(dict(config))
-            if part == "vae":
-                return AutoencoderKL.from_config(dict(config))
-            text = CLIPTextModelWithProjection if part == "text_encoder_2" else CLIPTextModel
-            return text(CLIPTextConfig(**config))
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(
-            f"model {file.path}: its metadata {CONFIGS} describes no {part} ({error}); export the "
-            "model again"
-        ) from error
 
 
 def _names_in(
@@ -178,7 +161,7 @@ def _check(
     problems += [
         f"has {name}, which no such model has" for name in unexpected(file.shapes, {*names})
     ]
-    problems += [] if problems else _other_shapes(file, empty, places, names)
+    problems += [] if problems else wrong_shapes(file, empty, places, names)
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         sizes = (
@@ -195,46 +178,8 @@ def _check(
         )
 
 
-def _other_shapes(
-    file: WeightsFile,
-    empty: Mapping[str, nn.Module],
-    places: Mapping[str, Mapping[str, Place]],
-    names: Mapping[str, str],
-) -> Iterator[str]:
-    for part, network in empty.items():
-        for key, tensor in network.state_dict().items():
-            place = places[part][key]
-            wanted, there = place.shape(tensor.shape), file.shapes[names[place.name]]
-            plain = place.convolution and there == tuple(tensor.shape)  # a linear layer's
-            if there != wanted and not plain:
-                yield f"has {place.name} of shape {[*there]}, where {[*wanted]} is right"
-
-
-def _fill(
-    network: nn.Module,
-    file: WeightsFile,
-    places: Mapping[str, Place],
-    names: Mapping[str, str],
-    dtype: torch.dtype,
-) -> nn.Module:
-    """Give the network its weights, of which one tensor at a time is in memory twice."""
-    state = {}
-    for name, keys in stored_as(places).items():
-        stored = file.read(names[name])
-        for key in keys:
-            place = places[key]
-            tensor = stored if place.convolution and stored.ndim == 2 else place.read(stored)
-            state[key] = tensor.to(dtype, copy=True).contiguous()
-    network.load_state_dict(state, assign=True)
-    for module in network.modules():  # the one buffer that is not saved
-        if getattr(module, "position_ids", None) is not None:
-            count = module.position_ids.shape[-1]
-            module.register_buffer("position_ids", torch.arange(count)[None], persistent=False)
-    return network.requires_grad_(True).eval()
-
-
 def _tokenizers(
-    file: WeightsFile, own: Mapping[str, Any], source: str | None, empty: Mapping[str, nn.Module]
+    file: WeightsFile, own: Mapping[str, Any], source: str | None, empty: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The tokenizer of each text encoder: the words are the same, what fills up may differ."""
     found: dict[str, Any] = {}

@@ -222,7 +222,7 @@ def export_chosen(
         model, weights = load(chosen)
         about = {
             **{key: result["subject"][key] for key in ("identifier", "class_noun")},
-            "base": _base_name(model.source),
+            "base": base_name(model.source),
             "base_fingerprint": result["base_fingerprint"],
             "run": run.resolve().name,
             "step": chosen,
@@ -237,7 +237,7 @@ def export_chosen(
             discard(out)
 
 
-def _base_name(source: str) -> str:
+def base_name(source: str) -> str:
     """A hub id or a relative path as it is; of another path its last part, with no word of where.
 
     Which base it is stands in its fingerprint.

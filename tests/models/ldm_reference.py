@@ -302,7 +302,7 @@ class Encoder(nn.Module):
         super().__init__()
         ch, last, groups = sizes.vae_channels, len(sizes.vae_mult) - 1, sizes.groups
         self.conv_in = nn.Conv2d(3, ch, 3, padding=1)
-        self.down = nn.ModuleList()
+        self.levels: list[nn.ModuleDict] = []
         for level, mult in enumerate(sizes.vae_mult):
             blocks = nn.ModuleList()
             for _ in range(sizes.vae_layers):
@@ -311,17 +311,18 @@ class Encoder(nn.Module):
             modules: dict[str, nn.Module] = {"block": blocks, "attn": nn.ModuleList()}
             if level != last:
                 modules["downsample"] = PaddedDownsample(ch)
-            self.down.append(nn.ModuleDict(modules))
+            self.levels.append(nn.ModuleDict(modules))
+        self.down = nn.ModuleList(self.levels)
         self.mid = middle_of(ch, groups)
         self.norm_out = nn.GroupNorm(groups, ch, eps=1e-6)
         self.conv_out = nn.Conv2d(ch, 8, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_in(x)
-        for level in self.down:
-            for block in level["block"]:  # type: ignore[index]
+        for level in self.levels:
+            for block in level["block"].children():
                 x = block(x)
-            x = level["downsample"](x) if "downsample" in level else x  # type: ignore[index,operator]
+            x = level["downsample"](x) if "downsample" in level else x
         for block in self.mid.values():
             x = block(x)
         return self.conv_out(F.silu(self.norm_out(x)))
@@ -333,7 +334,7 @@ class Decoder(nn.Module):
         groups, ch = sizes.groups, sizes.vae_channels * sizes.vae_mult[-1]
         self.conv_in = nn.Conv2d(4, ch, 3, padding=1)
         self.mid = middle_of(ch, groups)
-        levels: list[nn.Module] = []
+        self.levels: list[nn.ModuleDict] = []
         for level, mult in reversed([*enumerate(sizes.vae_mult)]):
             blocks = nn.ModuleList()
             for _ in range(sizes.vae_layers + 1):
@@ -342,8 +343,8 @@ class Decoder(nn.Module):
             modules: dict[str, nn.Module] = {"block": blocks, "attn": nn.ModuleList()}
             if level:
                 modules["upsample"] = Upsample(ch)
-            levels.insert(0, nn.ModuleDict(modules))
-        self.up = nn.ModuleList(levels)
+            self.levels.insert(0, nn.ModuleDict(modules))
+        self.up = nn.ModuleList(self.levels)
         self.norm_out = nn.GroupNorm(groups, ch, eps=1e-6)
         self.conv_out = nn.Conv2d(ch, 3, 3, padding=1)
 
@@ -351,10 +352,10 @@ class Decoder(nn.Module):
         x = self.conv_in(z)
         for block in self.mid.values():
             x = block(x)
-        for level in reversed([*self.up]):
-            for block in level["block"]:  # type: ignore[index]
+        for level in reversed(self.levels):
+            for block in level["block"].children():
                 x = block(x)
-            x = level["upsample"](x) if "upsample" in level else x  # type: ignore[index,operator]
+            x = level["upsample"](x) if "upsample" in level else x
         return self.conv_out(F.silu(self.norm_out(x)))
 
 

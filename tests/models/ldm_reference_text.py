@@ -14,13 +14,14 @@ class ClipAttention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        for name in ("k_proj", "v_proj", "q_proj", "out_proj"):
-            setattr(self, name, nn.Linear(width, width))
+        self.k_proj, self.v_proj, self.q_proj, self.out_proj = (
+            nn.Linear(width, width) for _ in range(4)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (
-            getattr(self, name)(x).unflatten(2, (self.heads, -1)).transpose(1, 2)
-            for name in ("q_proj", "k_proj", "v_proj")
+            project(x).unflatten(2, (self.heads, -1)).transpose(1, 2)
+            for project in (self.q_proj, self.k_proj, self.v_proj)
         )
         weights = q @ k.transpose(2, 3) / q.shape[3] ** 0.5 + causal(x.shape[1])
         return self.out_proj((weights.softmax(-1) @ v).transpose(1, 2).flatten(2))
@@ -90,6 +91,7 @@ class OpenClip(nn.Module):
         self.positional_embedding = nn.Parameter(torch.randn(text.length, text.width))
         blocks = nn.ModuleList(OpenClipBlock(text.width, text.heads) for _ in range(text.layers))
         self.transformer = nn.ModuleDict({"resblocks": blocks})
+        self.blocks = [*blocks]
         self.ln_final = nn.LayerNorm(text.width)
         self.text_projection = nn.Parameter(torch.randn(text.width, text.projection))
         self.logit_scale = nn.Parameter(torch.ones([]))
@@ -98,7 +100,7 @@ class OpenClip(nn.Module):
         """What the last block reads, and what it writes, [N, L, D] each."""
         x = (self.token_embedding(ids) + self.positional_embedding).transpose(0, 1)
         before = x
-        for block in self.transformer["resblocks"]:  # type: ignore[union-attr]
+        for block in self.blocks:
             before = x
             x = block(x)
         return before.transpose(0, 1), x.transpose(0, 1)
