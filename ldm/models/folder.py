@@ -83,7 +83,12 @@ def _download(name: str, revision: str | None, variant: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
-    configs = ["model_index.json", "tokenizer/*", *(f"{p}/{c}" for p, c in _CONFIGS.items())]
+    configs = [
+        "README.md",
+        "model_index.json",
+        "tokenizer/*",
+        *(f"{p}/{c}" for p, c in _CONFIGS.items()),
+    ]
     dot = f".{variant}" if variant else ""
     folder = Path()
     try:

@@ -4,7 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
+from ldm.export.single_file import write_single_file
+from ldm.models.keys import LAYOUTS
 from tests.conftest import TINY_LENGTH, TINY_WORDS, tiny_tokenizer
 from tests.models.ldm_reference import Sizes, Text
 
@@ -119,3 +122,18 @@ def save_folder(parts: dict[str, Any], folder: Path) -> Path:
     none: dict[str, Any] = {"safety_checker": None, "feature_extractor": None}
     StableDiffusionPipeline(**parts, **none, requires_safety_checker=False).save_pretrained(folder)
     return folder
+
+
+class Written:
+    """A tiny model of a kind, and the single file that was made of it."""
+
+    def __init__(self, kind: str, folder: Path) -> None:
+        self.kind, self.folder, self.sizes = kind, folder, TINY[kind]
+        self.parts = tiny_parts(kind)
+        self.networks = {part: self.parts[part] for part in LAYOUTS[kind]}  # type: ignore[index]
+        about = {"identifier": "sks", "class_noun": "robot"}
+        modules = {name: part for name, part in self.parts.items() if name != "scheduler"}
+        self.file = write_single_file(
+            modules, self.parts["scheduler"], 16, folder / "tiny.safetensors", torch.float32, about
+        )
+        self.tensors = load_file(self.file)

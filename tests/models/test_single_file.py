@@ -1,7 +1,6 @@
 """Single files: round trips, an original implementation, diffusers' own reader."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,40 +9,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ldm.export.single_file import write_single_file
-from ldm.models.keys import LAYOUTS
 from ldm.models.single_file import SingleFile, read_single_file
-from tests.models.kinds import PREDICTIONS, TINY, save_folder, tiny_parts
+from tests.models.kinds import PREDICTIONS, TINY, Written, save_folder
 from tests.models.ldm_reference import sinusoidal
 from tests.models.ldm_reference_text import LatentDiffusion, never_in_diffusers
 
 KINDS = [*TINY]
-
-
-class Written:
-    """A tiny model of a kind, and the single file that was made of it."""
-
-    def __init__(self, kind: str, folder: Path) -> None:
-        self.kind, self.folder, self.sizes = kind, folder, TINY[kind]
-        self.parts = tiny_parts(kind)
-        self.networks = {part: self.parts[part] for part in LAYOUTS[kind]}  # type: ignore[index]
-        about = {"identifier": "sks", "class_noun": "robot"}
-        modules = {name: part for name, part in self.parts.items() if name != "scheduler"}
-        self.file = write_single_file(
-            modules, self.parts["scheduler"], 16, folder / "tiny.safetensors", torch.float32, about
-        )
-        self.tensors = load_file(self.file)
-
-
-@pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Written]:
-    made: dict[str, Written] = {}
-
-    def of(kind: str) -> Written:
-        if kind not in made:
-            made[kind] = Written(kind, tmp_path_factory.mktemp(kind))
-        return made[kind]
-
-    return of
 
 
 def same(first: nn.Module, second: nn.Module) -> None:

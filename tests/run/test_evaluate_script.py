@@ -15,7 +15,7 @@ from ldm.checkpoint.files import sha256_of
 from ldm.errors import UserError
 from ldm.evaluation import pictures
 from ldm.evaluation.select import Choice
-from ldm.run import again, results
+from ldm.run import again, describe, results
 from tests.workspace import Workspace, evaluated
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "evaluate.py"
@@ -241,12 +241,12 @@ def test_what_lies_below_the_working_folder_is_named_in_the_export(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run.json").write_text('{"pictures": {"0.png": "12ab"}}')
-    pictures_of = results._pictures
-    own = pictures_of(tmp_path, ["data/robot/0.png"])
+    pictures_of = describe.pictures_of
+    own = pictures_of(tmp_path, Path("data/robot"))
     assert own == {"pictures": {"0.png": "12ab"}, "pictures_folder": "data/robot"}
-    for elsewhere in ("../robot/0.png", str(tmp_path / "robot/0.png")):
-        assert pictures_of(tmp_path, [elsewhere]) == {"pictures": {"0.png": "12ab"}}
-    names = [results.base_name(one) for one in ("data/base", "owner/name", "/mnt/disk/base")]
+    for elsewhere in (Path("../robot"), tmp_path / "robot"):
+        assert pictures_of(tmp_path, elsewhere) == {"pictures": {"0.png": "12ab"}}
+    names = [describe.base_name(one) for one in ("data/base", "owner/name", "/mnt/disk/base")]
     assert names == ["data/base", "owner/name", "base"]
 
 
