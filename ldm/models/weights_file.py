@@ -2,7 +2,7 @@
 
 import pickle
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,17 +70,13 @@ class _LightningCallback:
     """Stands for a class that checkpoints of Stable Diffusion 1 name and never need."""
 
 
-# What old checkpoints hold beside tensors: the name of a callback, numbers of NumPy.
-_PLAIN = [
-    (_LightningCallback, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"),
-]
-
-
 def _open_pickle(path: Path) -> WeightsFile:
+    # By its name torch would take a pickle for safetensors; mapped into memory it has to be named.
+    mapped = zipfile.is_zipfile(path) and path.suffix != ".safetensors"
     try:
-        with torch.serialization.safe_globals([*_PLAIN, *_numpy_numbers()]):
+        with path.open("rb") as file, torch.serialization.safe_globals(_plain_values()):
             content = torch.load(
-                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+                path if mapped else file, map_location="cpu", weights_only=True, mmap=mapped
             )
     except pickle.UnpicklingError as error:
         raise UserError(
@@ -102,17 +98,17 @@ def _open_pickle(path: Path) -> WeightsFile:
     return _with_usual_names(path, shapes, {}, tensors.__getitem__)
 
 
-def _numpy_numbers() -> Iterable[Any]:
+def _plain_values() -> list[Any]:
+    """What old checkpoints hold beside tensors: the name of a callback, numbers of NumPy."""
     import numpy
 
     scalar = numpy.float64(0).__reduce__()[0]
     return [
+        (_LightningCallback, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"),
         (scalar, "numpy.core.multiarray.scalar"),
         (scalar, "numpy._core.multiarray.scalar"),
         numpy.dtype,
-        type(numpy.dtype("f8")),
-        type(numpy.dtype("f4")),
-        type(numpy.dtype("i8")),
+        *(type(numpy.dtype(name)) for name in ("f8", "f4", "i8")),
     ]
 
 
