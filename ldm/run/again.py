@@ -200,9 +200,10 @@ def _config_of(
     source: str, about: dict[str, Any], told: Told, files: Sequence[Path], overrides: Sequence[str]
 ) -> Config:
     """The configuration that a model is measured by, with what is told of it filled in."""
-    folder = Path(source).expanduser().resolve()
+    path = Path(source).expanduser().resolve()
+    folder = path.parent if path.is_file() else path
     own = folder.parent / "config.yaml"
-    exported = about and folder.name == EXPORT and own.is_file()
+    exported = about and folder.name.startswith(EXPORT) and own.is_file()
     beside = load_config([own], []) if exported else None
     known = {
         "model.base": (

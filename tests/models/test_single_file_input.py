@@ -163,7 +163,7 @@ def test_half_precision_is_read_into_what_is_asked_for(
         assert torch.equal(tensor, own[key].half().float())
 
 
-REFUSED = {
+REFUSED: dict[str, dict[str, tuple[int, ...]]] = {
     "a LoRA": {"lora_unet_mid_block.lora_down.weight": (4, 4)},
     "a Flux model": {"model.diffusion_model.double_blocks.0.img_attn.qkv.weight": (3, 3)},
     "a Stable Diffusion 3 model": {"model.diffusion_model.joint_blocks.0.x.weight": (3, 3)},

@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 
 from ldm.checkpoint.files import sha256_of
+from ldm.config import load_config
 from ldm.errors import UserError
 from ldm.evaluation import pictures
 from ldm.evaluation.select import Choice
 from ldm.run import again, describe, results
+from scripts import export as export_script
 from tests.workspace import Workspace, evaluated
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "evaluate.py"
@@ -108,6 +110,20 @@ def test_an_exported_model_has_the_numbers_of_its_snapshot(
     assert measured["snapshots"] == {"1": of_run["snapshots"]["1"]}
     assert measured["base"] == of_run["base"]
     assert (out / runs[0].name / "report.html").exists()
+
+
+def test_a_single_file_has_the_numbers_of_its_snapshot(
+    script: ModuleType, runs: list[Path], tmp_path: Path
+) -> None:
+    out, file = tmp_path / "models", tmp_path / "robot.safetensors"
+    words = ["--run", str(runs[0]), "--snapshot", "2", "--format", "single-file"]
+    assert export_script.main([*words, "--out", str(file)]) == 0
+    config = load_config([runs[0] / "config.yaml"], [])
+    told = ["--base", config.model.base, "--pictures", config.subject.pictures]
+    words = ["--model", str(file), *told, str(runs[0] / "config.yaml"), "--out", str(out)]
+    assert script.main(words) == 0
+    measured = result_of(out / "robot")
+    assert measured["snapshots"] == {"2": result_of(runs[0])["snapshots"]["2"]}
 
 
 def test_a_folder_of_models_is_all_of_them(
