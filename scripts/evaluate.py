@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ldm.config import split_command_line
 from ldm.errors import exit_status
+from ldm.run.command import add_choices, choices_of, given_choices
 
 EXAMPLES = """\
 examples:
@@ -40,7 +41,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
         nargs="+",
         default=[],
         metavar="FOLDER_OR_ID",
-        help="diffusers folders, folders of such folders, hub ids",
+        help="diffusers folders, folders of such folders, single files, hub ids",
     )
     add("--identifier", metavar="WORD", help="of models: what names the subject")
     add("--class-noun", metavar="NOUN", help="of models: what the subject is one of")
@@ -49,6 +50,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     add("--out", type=Path, metavar="FOLDER", help="of models and comparisons (default: logs/...)")
     add("--device", help="cuda, cuda:1, xpu, mps, cpu (default: what there is)")
     add("overrides", nargs="*", metavar="key.sub=value", help="configuration, as for main.py")
+    add_choices(parser)
     args = parser.parse_intermixed_args(words)
     rest = [*args.overrides]
     if args.run:
@@ -59,8 +61,9 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     if args.run and args.files:
         parser.error(f"{args.files[0]}: a run has its own configuration; give key=value")
     told = (args.identifier, args.class_noun, args.base, args.pictures)
-    if args.run and any(told):
-        parser.error("--identifier, --class-noun, --base and --pictures belong to --model")
+    if args.run and (any(told) or given_choices(args)):
+        options = "--identifier, --class-noun, --base, --pictures, --tokenizer, --prediction-type"
+        parser.error(f"{options} and --vae belong to --model")
     return args
 
 
@@ -86,7 +89,7 @@ def evaluate(args: argparse.Namespace) -> list[Path]:
         result = measure_run(run, args.overrides, device)
         print_result(result, max(map(int, result["snapshots"])), console)
         folders.append(run)
-    told = Told(args.identifier, args.class_noun, args.base, args.pictures)
+    told = Told(args.identifier, args.class_noun, args.base, args.pictures, choices_of(args))
     models = check_models(find_models(args.model), out, told, args.files, args.overrides)
     folders += [measure_model(model, device) for model in models]
     if len(folders) > 1:

@@ -1,4 +1,4 @@
-"""Make pictures with a trained run, a diffusers folder or a hub id.
+"""Make pictures with a trained run, a diffusers folder, a single file or a hub id.
 
 PNGs carry their settings; `grid-*.png` shows them all, prompts in rows and seeds in columns.
 """
@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ldm.config import Config, Sampling
+from ldm.config import Sampling
 from ldm.errors import UserError, exit_status
+from ldm.run.command import add_choices, choices_of, given_choices
 from ldm.sampling.samplers import SAMPLERS
 
 if TYPE_CHECKING:
@@ -54,9 +55,13 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--run", type=Path, help="run folder below logs/")
-    source.add_argument("--model", metavar="FOLDER_OR_ID", help="diffusers folder or hub id")
+    source.add_argument("--model", metavar="WHAT", help="diffusers folder, single file or hub id")
     add("--snapshot", metavar="best|last|STEP", help="of the run (default: best)")
-    add("--ema", action="store_true", help="of the snapshot the moving average of the weights")
+    add(
+        "--ema",
+        action="store_true",
+        help="the averaged weights: of the snapshot, or in a single file",
+    )
     add("--identifier", metavar="WORD", help="what [V] stands for (default: the run's)")
     add("--prompt", nargs="+", action="extend", default=[], help="one or several")
     add("--prompts-file", type=Path, metavar="FILE", help="one prompt per line")
@@ -73,12 +78,14 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     add("--device", help="cuda, cuda:1, xpu, mps, cpu (default: what there is)")
     add("--dtype", choices=DTYPES, help="of UNet and text encoders (default: fp16 on cuda and xpu)")
     add("--out", type=Path, metavar="FOLDER", help="where the pictures go")
+    add_choices(parser)
     args = parser.parse_args(words)
     if not args.prompt and not args.prompts_file:
         parser.error("give --prompt or --prompts-file")
-    for given, option in ((args.snapshot, "--snapshot"), (args.ema, "--ema")):
-        if args.model and given:
-            parser.error(f"{option} belongs to --run")
+    if args.model and args.snapshot:
+        parser.error("--snapshot belongs to --run")
+    if args.run and (given := given_choices(args)):
+        parser.error(f"{given[0]} belongs to --model; a run has its own configuration")
     return args
 
 
@@ -129,22 +136,12 @@ def warn_if_nameless(prompts: list[str], identifiers: list[str]) -> None:
 
 def from_run(args: argparse.Namespace, dtype: "torch.dtype") -> Model:
     """A run's base model with a snapshot's weights in it."""
-    from ldm.checkpoint.snapshots import find_snapshot, load_snapshot
-    from ldm.run.folder import read_config, read_facts
     from ldm.run.settings import as_trained, weights_of
     from ldm.run.subjects import identifiers_of
+    from ldm.run.trained import load_trained
 
-    config: Config = read_config(args.run)
-    facts = read_facts(args.run)
-    path = find_snapshot(args.run, args.snapshot or "best")
-    base = load_model(config.model.base, dtype, config.model.revision, config.model.variant)
-    if facts.get("base_fingerprint") not in (None, base.fingerprint):
-        log.warning(
-            "%s has changed since %s was trained on it: pictures may be wrong",
-            base.source,
-            args.run,
-        )
-    manifest = load_snapshot(path, base.networks, ema=args.ema)
+    trained = load_trained(args.run, args.snapshot or "best", dtype, args.ema)
+    config, base, path, manifest = trained.config, trained.base, trained.snapshot, trained.manifest
     now = datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
     first, *others = identifiers_of(config)
     return Model(
@@ -166,11 +163,11 @@ def from_run(args: argparse.Namespace, dtype: "torch.dtype") -> Model:
 
 def from_model(args: argparse.Namespace, dtype: "torch.dtype") -> Model:
     """A model as it is; one that was exported here says what [V] stands for."""
-    from ldm.checkpoint.files import read_json
-    from ldm.export import ABOUT
+    from ldm.export import read_about
+    from ldm.models.base import load_base
 
-    base = load_model(args.model, dtype)
-    told = (read_json(Path(args.model) / ABOUT) or {}).get("identifier")
+    base = load_base(args.model, dtype, choices=choices_of(args, args.ema))
+    told = read_about(args.model).get("identifier")
     identifier = args.identifier or told
     now = datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
     return Model(
@@ -181,14 +178,6 @@ def from_model(args: argparse.Namespace, dtype: "torch.dtype") -> Model:
         args.out or Path("logs") / "samples" / now,
         {"model": base.source, "fingerprint": base.fingerprint},
     )
-
-
-def load_model(
-    source: str, dtype: "torch.dtype", revision: str | None = None, variant: str | None = None
-) -> "BaseModel":
-    from ldm.models.base import load_base
-
-    return load_base(source, dtype, revision, variant)
 
 
 def sampling_of(args: argparse.Namespace, defaults: Sampling) -> Sampling:

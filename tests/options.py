@@ -6,6 +6,8 @@ from collections.abc import Mapping
 # The first value of each is that of an option that is off.
 OPTIONS: dict[str, tuple[object, ...]] = {
     "model__train_text_encoder": ("true", "false"),
+    "model__prediction_type": ("null", "v_prediction"),
+    "model__vae": ("null", "other"),
     "model__gradient_checkpointing": ("false", "true"),
     "training__precision": ("fp32", "bf16-mixed", "16-mixed"),
     "training__accumulate": (1, 2),

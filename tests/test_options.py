@@ -5,12 +5,13 @@ The pairs run on a base that predicts the noise and again on one that predicts v
 
 import itertools
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from tests.options import allowed, covering, options_of, pairs_of
 from tests.workspace import Workspace, difference, weights
@@ -27,7 +28,17 @@ def places(
     for kind in KINDS:
         made[kind] = Workspace(tmp_path_factory.mktemp(kind), tiny_base_folder(kind))
         made[kind].draw_masks()
+        write_other_vae(made[kind])
     return made
+
+
+def write_other_vae(place: Workspace) -> None:
+    """Of the same form, whose latents are others."""
+    shutil.copytree(place.base / "vae", place.folder / "vae")
+    path = place.folder / "vae" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    tensors["quant_conv.bias"] += 1
+    save_file(tensors, path)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -45,6 +56,8 @@ def settings_of(place: Workspace, row: Mapping[str, object]) -> dict[str, object
     prior, subjects = row.pop("prior"), row.pop("subjects")
     if row["data__cache"] == "cache":
         del row["data__cache"]
+    if row["model__vae"] == "other":
+        row["model__vae"] = place.folder / "vae"
     if prior == "null":
         row["prior"] = "null"
     elif prior == "folder":
@@ -107,6 +120,7 @@ def test_options_that_change_no_result(
 # What is on already, and what is then changed.
 CHANGES: list[tuple[dict[str, object], dict[str, object]]] = [
     ({}, {"seed": 1}),
+    ({}, {"model__prediction_type": "v_prediction"}),
     ({}, {"training__learning_rate": 0.002}),
     ({}, {"training__text_encoder_learning_rate": 0.0001}),
     ({}, {"training__weight_decay": 0.5}),
@@ -202,6 +216,14 @@ def test_options_that_change_the_result(
     without, other = trained(before), trained({**before, **change})
     part = "text_encoder" if any("text_encoder" in key for key in change) else "unet"
     assert difference(without, other, part=part) > 1e-6
+
+
+def test_another_vae_changes_the_result(
+    trained: Callable[[dict[str, object]], Path], places: dict[str, Workspace]
+) -> None:
+    """Also where the latents of the base's own are in the cache."""
+    other = trained({"model__vae": places["eps"].folder / "vae"})
+    assert difference(trained({}), other) > 1e-6
 
 
 def test_masks_change_the_result(tmp_path: Path, tiny_base_folder: Callable[[str], Path]) -> None:

@@ -4,6 +4,7 @@ The library's own writer first copies what is on a device, or not contiguous, in
 whole. Format: https://huggingface.co/docs/safetensors/index#format
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from typing import IO
@@ -25,14 +26,15 @@ NAMES = {
 }
 
 
-def write_tensors(file: IO[bytes], tensors: Mapping[str, Tensor]) -> None:
+def write_tensors(
+    file: IO[bytes], tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
     """Write a safetensors file of tensors on any device and in any memory layout.
 
     In memory there is a copy of one tensor at a time. KeyError for a type that is not in `NAMES`.
     """
-    # The format wants each tensor aligned to its type: the wide types come first.
-    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    order = _order(tensors)
+    header: dict[str, object] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     offset = 0
     for name in order:
         tensor = tensors[name]
@@ -47,8 +49,25 @@ def write_tensors(file: IO[bytes], tensors: Mapping[str, Tensor]) -> None:
     text += b" " * (-len(text) % 8)
     file.write(len(text).to_bytes(8, "little") + text)
     for name in order:
-        flat = tensors[name].detach().cpu().contiguous().reshape(-1)
-        file.write(flat.view(torch.uint8).numpy().data)
+        file.write(_bytes(tensors[name]))
+
+
+def sha256_of_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """Hexadecimal sha256 of what `write_tensors` writes after the header."""
+    digest = hashlib.sha256()
+    for name in _order(tensors):
+        digest.update(_bytes(tensors[name]))
+    return digest.hexdigest()
+
+
+def _order(tensors: Mapping[str, Tensor]) -> list[str]:
+    """The format wants each tensor aligned to its type: the wide types come first."""
+    return sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data
 
 
 def tensor_bytes(tensors: Mapping[str, Tensor]) -> int:

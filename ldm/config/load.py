@@ -24,6 +24,8 @@ from ldm.errors import UserError
 PLACES = (
     "logs",
     "model.base",
+    "model.tokenizer",
+    "model.vae",
     "subject.pictures",
     "data.cache",
     "prior.folder",

@@ -13,9 +13,13 @@ Sampler = Literal[
 
 @dataclass
 class Model:
-    base: str = "data/storybook-sd"  # diffusers folder or hub id
+    base: str = "data/storybook-sd"  # diffusers folder, hub id, .safetensors or .ckpt file
     revision: str | None = None  # hub only: branch, tag or commit
     variant: str | None = None  # file variant such as fp16
+    tokenizer: str | None = None  # of a single file: folder or hub id; None: its own, or CLIP's
+    prediction_type: Literal["epsilon", "v_prediction"] | None = None  # None: the base's own
+    ema: bool = False  # of a single file: the averaged weights in it
+    vae: str | None = None  # another: folder, hub id or file; None: the base's own
     train_text_encoder: bool = True  # False trains the UNet alone
     gradient_checkpointing: bool = False  # less memory, about a third more time
 

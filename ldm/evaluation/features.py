@@ -14,7 +14,7 @@ from torch.nn import functional
 from ldm.data.images import to_picture, to_tensor
 from ldm.errors import UserError
 from ldm.evaluation.hub import Missing, find
-from ldm.models.base import load_weights
+from ldm.models.weights import load_weights
 
 log = logging.getLogger(__name__)
 

@@ -30,12 +30,19 @@ ABOUT = "dreambooth.json"  # beside model_index.json: what the model was taught
 TEXT_PREFIX = "text_model."
 
 
-def export_folder(base: BaseModel, out: Path, dtype: torch.dtype, about: Mapping[str, Any]) -> Path:
+def export_folder(
+    base: BaseModel,
+    out: Path,
+    dtype: torch.dtype,
+    about: Mapping[str, Any],
+    beside: Mapping[str, bytes] | None = None,
+) -> Path:
     """Write all parts of `base`, weights and scheduler as they are now; return `out`.
 
     As safetensors of `dtype` (torch.float32 loads back bit for bit, or torch.float16); `about`
-    (plain values) goes into dreambooth.json. Staged beside its place, read back, then renamed; a
-    folder of this name is replaced. `base` is only read. UserError: disk not writable.
+    (plain values) goes into dreambooth.json, `beside` (file name -> content) lies beside it.
+    Staged, read back, then renamed; a folder of this name is replaced. `base` is only read.
+    UserError: disk not writable.
     """
     replaced = hidden_path(out, REPLACED)
     with explain_disk_errors(out):
@@ -46,6 +53,8 @@ def export_folder(base: BaseModel, out: Path, dtype: torch.dtype, about: Mapping
                 write = partial(write_tensors, tensors=_tensors(part, network, dtype))
                 write_verified(staged / part / f"{WEIGHT_STEMS[part]}.safetensors", write)
             write_json(staged / ABOUT, dict(about))
+            for name, content in (beside or {}).items():
+                (staged / name).write_bytes(content)
             for path in staged.rglob("*"):
                 flush(path)
             if out.exists():

@@ -2,7 +2,6 @@
 
 import copy
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -11,10 +10,14 @@ import torch
 from torch import nn
 
 from ldm.errors import UserError
+from ldm.models.choices import OWN, Choices, with_choices
 from ldm.models.fit import check_fit
 from ldm.models.folder import PARTS, SDXL_PARTS, check_parts, find_folder, fingerprint
 from ldm.models.kind import is_sdxl, zeroes_empty_prompt
+from ldm.models.single_file import read_single_file
 from ldm.models.text import TextEncoders
+from ldm.models.vae import fingerprint_of_vae
+from ldm.models.weights import load_weights
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
@@ -114,15 +117,20 @@ def load_base(
     dtype: torch.dtype = torch.float32,
     revision: str | None = None,
     variant: str | None = None,
+    choices: Choices = OWN,
 ) -> BaseModel:
-    """Load a base model from a local diffusers folder or a hub id, on the CPU, in eval mode.
+    """Load a base model from a folder, a hub id or a single file, on the CPU, in eval mode.
 
     VAE and UNet are laid out in memory channels last, in which convolutions are faster.
     `dtype` is that of text encoders and UNet; the VAE is float32 (see `BaseModel.to`). UserError:
     the folder or hub id cannot be had, a part is missing or damaged, weights and configuration do
     not fit each other exactly, or the model is neither a Stable Diffusion 1.x or 2.x nor SDXL.
+    `choices`: what is taken in place of the model's own.
     """
     _quiet()
+    if Path(source).expanduser().is_file():
+        return with_choices(_from_single_file(source, dtype, choices), choices)
+    choices.check_for_folder(source)
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextModel
 
@@ -148,6 +156,22 @@ def load_base(
     if sdxl:
         _add_second_encoder(base, folder, dtype, variant)
     check_fit(base, folder)
+    return with_choices(base, choices)
+
+
+def _from_single_file(source: str | Path, dtype: torch.dtype, choices: Choices) -> BaseModel:
+    read = read_single_file(source, dtype, choices.tokenizer, choices.prediction_type, choices.ema)
+    for part in ("vae", "unet"):
+        read.parts[part].to(memory_format=torch.channels_last)
+    base = BaseModel(
+        **read.parts,
+        scheduler=read.scheduler,
+        source=str(source),
+        fingerprint=read.fingerprint,
+        vae_fingerprint=fingerprint_of_vae(read.parts["vae"]),
+        zero_empty_prompt=read.zero_empty_prompt,
+    )
+    check_fit(base, Path(source))
     return base
 
 
@@ -198,41 +222,6 @@ def _quiet() -> None:
 
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
-
-
-def load_weights(
-    kind: Callable[..., Any],
-    folder: Path,
-    variant: str | None = None,
-    what: str = "base model part",
-    harmless: str = "position_ids",
-    **options: Any,
-) -> Any:
-    """Load a network of class `kind` strictly and return it in eval mode.
-
-    harmless: saved tensors with this in their name may be left over. options: more arguments of
-    the library's `from_pretrained`. UserError, naming `what` and folder: the weights are damaged,
-    or do not fit config.json exactly.
-    """
-    from_pretrained = kind.from_pretrained  # type: ignore[attr-defined]
-    try:
-        model, info = from_pretrained(
-            folder, variant=variant, output_loading_info=True, local_files_only=True, **options
-        )
-    except Exception as error:  # the libraries raise whatever their readers do
-        raise UserError(
-            f"{what} {folder} cannot be loaded ({type(error).__name__}: {error}); "
-            "it may be damaged: fetch it again"
-        ) from error
-    wrong = [
-        f"{problem} {sorted(map(str, keys))[:3]}"
-        for problem in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
-        # position_ids: a constant of CLIP's that older transformers saved; it is no weight.
-        if (keys := [key for key in info[problem] if harmless not in str(key)])
-    ]
-    if wrong:
-        raise UserError(f"{what} {folder}: weights and config.json do not fit ({'; '.join(wrong)})")
-    return model.eval()
 
 
 def _load_tokenizer(folder: Path, text_encoder: Any) -> "CLIPTokenizer":

@@ -41,21 +41,51 @@ def find_folder(
     """Return the diffusers folder that `source` names: a folder, or a hub id ("owner/name").
 
     A hub id is downloaded on first use into the Hugging Face cache (only the parts used here, as
-    safetensors where there are some). UserError: no such folder, a single file, or the hub cannot
+    safetensors where there are some). UserError: no such folder, or the hub cannot
     be reached or has no such model.
     """
     path = Path(source).expanduser()
     if path.is_dir():
         return path
-    if path.is_file():
-        raise UserError(
-            f"model {source}: single-file checkpoints are not supported; convert it to a diffusers "
-            "folder first (diffusers' scripts/convert_original_stable_diffusion_to_diffusers.py)"
-        )
     name = str(source)
-    if name.count("/") != 1 or name.startswith((".", "/", "~")) or name.endswith("/"):
-        raise UserError(f"model {source}: no such folder; give a diffusers folder or a hub id")
+    if path.is_file() or not is_hub_id(name):
+        raise UserError(
+            f"model {source}: no such folder; give a diffusers folder, a single file or a hub id"
+        )
     return _download(name, revision, variant)
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether it has the form owner/name."""
+    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and name[-1] != "/"
+
+
+def find_vae_folder(source: str | Path) -> Path:
+    """The folder of a VAE: `source` itself, `vae` in a model's folder, or fetched from the hub.
+
+    UserError: no such folder, or the hub cannot be reached.
+    """
+    from huggingface_hub import snapshot_download
+
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        if not is_hub_id(str(source)):
+            raise UserError(f"model.vae={source}: no such folder or file; nor is it a hub id")
+        stem = WEIGHT_STEMS["vae"]
+        files = ("config.json", f"{stem}.safetensors", f"{stem}.bin")
+        patterns = [f"{place}{name}" for place in ("", "vae/") for name in files]
+        try:
+            folder = Path(snapshot_download(str(source), allow_patterns=patterns))
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"model.vae={source}: no folder of this name, and not to be had from the hub "
+                f"({type(error).__name__}: {_first_line(error)})"
+            ) from error
+    if (folder / "vae").is_dir():
+        folder = folder / "vae"
+    if not (folder / "config.json").is_file():
+        raise UserError(f"model.vae={source}: has no config.json; give a VAE's folder")
+    return folder
 
 
 def _download(name: str, revision: str | None, variant: str | None) -> Path:
@@ -63,7 +93,8 @@ def _download(name: str, revision: str | None, variant: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
-    configs = [INDEX, *(f"{p}/*" for p in _TOKENIZERS), *(f"{p}/{c}" for p, c in _CONFIGS.items())]
+    configs = [INDEX, "README.md", *(f"{p}/*" for p in _TOKENIZERS)]
+    configs += [f"{p}/{c}" for p, c in _CONFIGS.items()]
     dot = f".{variant}" if variant else ""
     folder = Path()
     try:

@@ -17,8 +17,9 @@ from ldm.checkpoint.files import read_json, sha256_of
 from ldm.config import Config, Evaluation, load_config
 from ldm.errors import UserError
 from ldm.evaluation.pictures import ABOUT as PICTURES
-from ldm.export import ABOUT
+from ldm.export import ABOUT, read_about
 from ldm.models.base import load_base
+from ldm.models.choices import OWN, Choices
 from ldm.models.folder import find_folder
 from ldm.run.evaluate import FOLDER, Evaluator, task_of
 from ldm.run.folder import claimed, read_config, read_facts
@@ -60,6 +61,7 @@ class Told:
     class_noun: str | None = None
     base: str | None = None
     pictures: Path | None = None
+    choices: Choices = OWN  # of the models, not of their base
 
 
 def find_models(sources: Sequence[str]) -> list[str]:
@@ -77,7 +79,7 @@ def find_models(sources: Sequence[str]) -> list[str]:
         if not inside:
             raise UserError(
                 f"--model {source}: no model_index.json in it, nor in the folders below: give a "
-                "diffusers folder, a folder of them, or a hub id"
+                "diffusers folder, a folder of them, a single file, or a hub id"
             )
         found += sorted(str(path.parent) for path in inside)
     return found
@@ -89,8 +91,9 @@ class Model:
 
     source: str
     config: Config
-    about: dict[str, Any]  # of its dreambooth.json
+    about: dict[str, Any]  # what it says of itself
     folder: Path  # where its pictures and numbers go
+    choices: Choices
 
 
 def check_models(
@@ -104,12 +107,13 @@ def check_models(
     """
     checked = []
     for source, name in names_of(sources).items():
-        loaded = load_base(source)
-        about = read_json(Path(source).expanduser() / ABOUT) or {}
+        loaded = load_base(source, choices=told.choices)
+        about = read_about(source)
         config = _config_of(source, about, told, files, overrides)
-        find_folder(config.model.base, config.model.revision, config.model.variant)
+        if not Path(config.model.base).is_file():
+            find_folder(config.model.base, config.model.revision, config.model.variant)
         _check_free(out / name, loaded.fingerprint, source)
-        checked.append(Model(source, config, about, out / name))
+        checked.append(Model(source, config, about, out / name, told.choices))
     return checked
 
 
@@ -155,7 +159,7 @@ def measure_model(model: Model, device: torch.device) -> Path:
         lambda: None,
     )
     evaluator.base()
-    loaded = load_base(model.source).to(device)
+    loaded = load_base(model.source, choices=model.choices).to(device)
     evaluator.measure(step_name(step), loaded, loaded.fingerprint, run.name)
     write_result(run, evaluator, instruments, config.evaluation, {step})
     write_report_or_warn(run)
@@ -184,6 +188,8 @@ def names_of(sources: Sequence[str]) -> dict[str, str]:
 
 def _parts_of(source: str) -> tuple[str, ...]:
     folder = Path(source).expanduser()
+    if folder.is_file():
+        return folder.resolve().with_suffix("").parts[1:]
     if not folder.is_dir():
         return (source.replace("/", "--"),)
     path = folder.resolve()
@@ -194,9 +200,10 @@ def _config_of(
     source: str, about: dict[str, Any], told: Told, files: Sequence[Path], overrides: Sequence[str]
 ) -> Config:
     """The configuration that a model is measured by, with what is told of it filled in."""
-    folder = Path(source).expanduser().resolve()
+    path = Path(source).expanduser().resolve()
+    folder = path.parent if path.is_file() else path
     own = folder.parent / "config.yaml"
-    exported = about and folder.name == EXPORT and own.is_file()
+    exported = about and folder.name.startswith(EXPORT) and own.is_file()
     beside = load_config([own], []) if exported else None
     known = {
         "model.base": (
@@ -213,7 +220,8 @@ def _config_of(
     missing = [remedy for value, remedy in known.values() if not value]
     if missing:
         raise UserError(
-            f"--model {source}: {ABOUT} does not say all of it, or what it names is not here; "
+            f"--model {source}: {ABOUT} (of a file its metadata) does not say all of it, or what "
+            "it names is not here; "
             f"give {', '.join(missing)}"
         )
     files = [*files] or ([own] if beside else [])
@@ -223,9 +231,9 @@ def _config_of(
 
 
 def _base_of(about: Mapping[str, Any]) -> str | None:
-    """The base that a model was trained from: a folder that is here, or a hub id."""
+    """The base that a model was trained from: a folder or file that is here, or a hub id."""
     base = str(about.get("base") or "")
-    return base if Path(base).is_dir() or base.count("/") == 1 else None
+    return base if (base and Path(base).exists()) or base.count("/") == 1 else None
 
 
 def _pictures_of(about: Mapping[str, Any], beside: Config | None) -> Path | None:

@@ -14,7 +14,7 @@ from ldm.errors import UserError
 from ldm.evaluation.gates import REPORTING
 from ldm.evaluation.measured import Measured
 from ldm.evaluation.report import write_report
-from ldm.models.base import BaseModel, load_base
+from ldm.models.base import BaseModel
 from ldm.run.evaluate import FOLDER, Evaluator, task_of
 from ldm.run.instruments import load_instruments
 from ldm.run.prepare import Prepared
@@ -29,6 +29,7 @@ from ldm.run.results import (
     write_result,
 )
 from ldm.run.settings import as_trained, weights_of
+from ldm.run.trained import load_untouched
 from ldm.training.metrics import fill_rows
 
 log = logging.getLogger(__name__)
@@ -145,8 +146,7 @@ class Measuring:
 
     def _untouched(self, device: torch.device) -> BaseModel:
         """The base as it was before training, of the same dtype as what is trained."""
-        model = self.config.model
-        base = load_base(model.base, revision=model.revision, variant=model.variant)
+        base = load_untouched(self.config)
         return base.to(device, self.ready.base.unet.dtype)
 
 

@@ -13,12 +13,13 @@ from ldm.data.prompts import fill_all
 from ldm.errors import UserError
 from ldm.evaluation.gates import margins_for
 from ldm.evaluation.measured import SPACES
-from ldm.models.base import BaseModel, check_resolution, frozen_copy, load_base
+from ldm.models.base import BaseModel, check_resolution, frozen_copy
 from ldm.models.text import describe_identifier
 from ldm.run.folder import check_writable
 from ldm.run.instruments import Instruments, load_instruments, questions_of
 from ldm.run.settings import as_trained
 from ldm.run.subjects import SubjectInputs, find_inputs, identifiers_of
+from ldm.run.trained import load_untouched
 from ldm.sampling.samplers import check_steps, make_sampler
 from ldm.training.optim import PACKAGES
 
@@ -129,8 +130,7 @@ def _load_quietly(config: Config) -> BaseModel:
     import diffusers.utils.logging
 
     diffusers.utils.logging.set_verbosity_error()
-    model = config.model
-    return load_base(model.base, revision=model.revision, variant=model.variant)
+    return load_untouched(config)
 
 
 def _check_folders(config: Config) -> None:

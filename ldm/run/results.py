@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,9 @@ from ldm.evaluation.rows import places_of
 from ldm.evaluation.select import select, should_stop, verdict
 from ldm.export import ABOUT, export_folder
 from ldm.models.base import BaseModel
+from ldm.run.card import card_files
+from ldm.run.describe import describe
 from ldm.run.evaluate import BASE, FOLDER, Evaluator, Task
-from ldm.run.folder import read_facts
 from ldm.run.instruments import Instruments
 from ldm.sampling.metadata import versions
 
@@ -220,42 +221,12 @@ def export_chosen(
     there = read_json(out / ABOUT) or {}
     if chosen is not None:
         model, weights = load(chosen)
-        about = {
-            **{key: result["subject"][key] for key in ("identifier", "class_noun")},
-            "base": _base_name(model.source),
-            "base_fingerprint": result["base_fingerprint"],
-            "run": run.resolve().name,
-            "step": chosen,
-            "weights": weights,
-            **_pictures(run, result["subject"]["training"]),
-            "metrics": result["snapshots"][str(chosen)],
-        }
+        about = describe(run, model, chosen, weights, result)
         if there != json.loads(json.dumps(about)):
-            export_folder(model, out, torch.float32, about)
+            export_folder(model, out, torch.float32, about, card_files(run, about))
     elif out.exists():
         with explain_disk_errors(out):
             discard(out)
-
-
-def _base_name(source: str) -> str:
-    """A hub id or a relative path as it is; of another path its last part, with no word of where.
-
-    Which base it is stands in its fingerprint.
-    """
-    path = Path(source)
-    return path.name if path.is_absolute() or source.startswith("~") else source
-
-
-def _pictures(run: Path, training: Sequence[str]) -> dict[str, Any]:
-    """Name and sha256 of the pictures trained on; their folder where it is one below here."""
-    known = read_facts(run).get("pictures", {})
-    about: dict[str, Any] = {
-        "pictures": {path.name: known.get(path.name) for path in map(Path, training)}
-    }
-    folder = Path(training[0]).parent
-    if not folder.is_absolute() and folder.resolve().is_relative_to(Path.cwd().resolve()):
-        about["pictures_folder"] = folder.as_posix()
-    return about
 
 
 def lacking(run: Path, evaluation: Evaluation | None, last: int) -> list[str]:

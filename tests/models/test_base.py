@@ -155,7 +155,7 @@ def test_sources_that_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(UserError, match="no such folder"):
         load_base(tmp_path / "nothing")
     (tmp_path / "sd.safetensors").write_bytes(b"")
-    with pytest.raises(UserError, match="single-file"):
+    with pytest.raises(UserError, match="an empty file"):
         load_base(tmp_path / "sd.safetensors")
     with pytest.raises(UserError, match="not a diffusers folder"):
         load_base(tmp_path)

@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 
 from ldm.checkpoint.files import sha256_of
+from ldm.config import load_config
 from ldm.errors import UserError
 from ldm.evaluation import pictures
 from ldm.evaluation.select import Choice
-from ldm.run import again, results
+from ldm.run import again, describe, results
+from scripts import export as export_script
 from tests.workspace import Workspace, evaluated
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "evaluate.py"
@@ -108,6 +110,20 @@ def test_an_exported_model_has_the_numbers_of_its_snapshot(
     assert measured["snapshots"] == {"1": of_run["snapshots"]["1"]}
     assert measured["base"] == of_run["base"]
     assert (out / runs[0].name / "report.html").exists()
+
+
+def test_a_single_file_has_the_numbers_of_its_snapshot(
+    script: ModuleType, runs: list[Path], tmp_path: Path
+) -> None:
+    out, file = tmp_path / "models", tmp_path / "robot.safetensors"
+    words = ["--run", str(runs[0]), "--snapshot", "2", "--format", "single-file"]
+    assert export_script.main([*words, "--out", str(file)]) == 0
+    config = load_config([runs[0] / "config.yaml"], [])
+    told = ["--base", config.model.base, "--pictures", config.subject.pictures]
+    words = ["--model", str(file), *told, str(runs[0] / "config.yaml"), "--out", str(out)]
+    assert script.main(words) == 0
+    measured = result_of(out / "robot")
+    assert measured["snapshots"] == {"2": result_of(runs[0])["snapshots"]["2"]}
 
 
 def test_a_folder_of_models_is_all_of_them(
@@ -241,12 +257,12 @@ def test_what_lies_below_the_working_folder_is_named_in_the_export(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run.json").write_text('{"pictures": {"0.png": "12ab"}}')
-    pictures_of = results._pictures
-    own = pictures_of(tmp_path, ["data/robot/0.png"])
+    pictures_of = describe.pictures_of
+    own = pictures_of(tmp_path, Path("data/robot"))
     assert own == {"pictures": {"0.png": "12ab"}, "pictures_folder": "data/robot"}
-    for elsewhere in ("../robot/0.png", str(tmp_path / "robot/0.png")):
-        assert pictures_of(tmp_path, [elsewhere]) == {"pictures": {"0.png": "12ab"}}
-    names = [results._base_name(one) for one in ("data/base", "owner/name", "/mnt/disk/base")]
+    for elsewhere in (Path("../robot"), tmp_path / "robot"):
+        assert pictures_of(tmp_path, elsewhere) == {"pictures": {"0.png": "12ab"}}
+    names = [describe.base_name(one) for one in ("data/base", "owner/name", "/mnt/disk/base")]
     assert names == ["data/base", "owner/name", "base"]
 
 

@@ -1,0 +1,32 @@
+"""What several scripts take of their command line: which model, and what of it."""
+
+import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ldm.models.choices import Choices
+
+
+def add_choices(parser: argparse.ArgumentParser) -> None:
+    """Options for what a model given as --model does not bring, or is to have another of."""
+    add = parser.add_argument_group("of --model").add_argument
+    add("--tokenizer", metavar="FOLDER_OR_ID", help="of a single file, which holds none")
+    add("--prediction-type", choices=("epsilon", "v_prediction"), help="where it does not say so")
+    add("--vae", metavar="FOLDER_OR_FILE", help="another one, of the same latents")
+
+
+def choices_of(args: argparse.Namespace, ema: bool = False) -> "Choices":
+    """The options of `add_choices`; ema: a single file's averaged weights."""
+    from ldm.models.choices import Choices  # torch comes with it: not for a --help
+
+    return Choices(args.tokenizer, args.prediction_type, ema, args.vae)
+
+
+def given_choices(args: argparse.Namespace) -> list[str]:
+    """Those options that were given."""
+    options = {
+        "--tokenizer": args.tokenizer,
+        "--prediction-type": args.prediction_type,
+        "--vae": args.vae,
+    }
+    return [option for option, value in options.items() if value is not None]

@@ -1,0 +1,52 @@
+"""A finished or running run's model, with the weights of one of its snapshots."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ldm.checkpoint.snapshots import find_snapshot, load_snapshot
+from ldm.config import Config
+from ldm.models.base import BaseModel, load_base
+from ldm.models.choices import Choices
+from ldm.run.folder import read_config, read_facts
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run made of its base."""
+
+    config: Config
+    base: BaseModel
+    snapshot: Path
+    manifest: Mapping[str, Any]
+
+
+def load_untouched(config: Config, dtype: torch.dtype = torch.float32) -> BaseModel:
+    """The base that a configuration names, with what it takes in place of the base's own."""
+    model = config.model
+    choices = Choices(model.tokenizer, model.prediction_type, model.ema, model.vae)
+    return load_base(model.base, dtype, model.revision, model.variant, choices)
+
+
+def load_trained(
+    run: Path, which: str = "best", dtype: torch.dtype = torch.float32, ema: bool = False
+) -> Trained:
+    """Load a run's base and put a snapshot ("best", "last" or a step) into it.
+
+    dtype: of text encoder and UNet. UserError: no run, no such snapshot, a base that it does not
+    fit.
+    """
+    config = read_config(run)
+    path = find_snapshot(run, which)
+    base = load_untouched(config, dtype)
+    if read_facts(run).get("base_fingerprint") not in (None, base.fingerprint):
+        log.warning(
+            "%s has changed since %s was trained on it: pictures may be wrong", base.source, run
+        )
+    return Trained(config, base, path, load_snapshot(path, base.networks, ema=ema))

@@ -1,0 +1,86 @@
+"""Names and shapes of the true checkpoints, as the original's networks have them."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from ldm.models.architectures import known_configs
+from ldm.models.keys import Kind, places_of, stored_as
+from ldm.models.networks import empty_network
+from ldm.models.recognise import recognise, unexpected
+from tests.models.ldm_reference import SIZES
+from tests.models.ldm_reference_text import LatentDiffusion, never_in_diffusers
+
+KINDS: list[Kind] = ["sd1", "sd2", "sdxl"]
+Shapes = dict[str, tuple[int, ...]]
+# Parameters of the published models: model cards and papers (SDXL: arXiv 2307.01952, table 1).
+PARAMETERS = {
+    ("sd1", "model.diffusion_model."): 859_520_964,
+    ("sd1", "first_stage_model."): 83_653_863,
+    ("sd1", "cond_stage_model."): 123_060_480,
+    ("sd2", "model.diffusion_model."): 865_910_724,
+    ("sdxl", "model.diffusion_model."): 2_567_463_684,
+    ("sdxl", "conditioner.embedders.1."): 694_659_841,
+}
+
+
+@pytest.fixture(scope="module")
+def originals() -> dict[str, Shapes]:
+    """Kind -> name -> shape, of every tensor in a checkpoint of the original."""
+    with torch.device("meta"):
+        models = {kind: LatentDiffusion(SIZES[kind]) for kind in KINDS}
+    return {
+        kind: {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        for kind, model in models.items()
+    }
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_original_has_the_published_number_of_parameters(
+    originals: dict[str, Shapes], kind: Kind
+) -> None:
+    for (of, prefix), count in PARAMETERS.items():
+        if of == kind:
+            shapes = [s for name, s in originals[kind].items() if name.startswith(prefix)]
+            assert sum(torch.Size(shape).numel() for shape in shapes) == count, prefix
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_name_and_shape_is_the_originals(originals: dict[str, Shapes], kind: Kind) -> None:
+    ours: Shapes = {}
+    for part, config in known_configs(kind, "epsilon").items():
+        state = empty_network(Path("none"), part, config).state_dict()
+        places = places_of(kind, part, state)
+        for name, keys in stored_as(places).items():
+            shapes = {places[key].shape(state[key].shape) for key in keys}
+            assert len(shapes) == 1 and len(keys) in (1, 3)
+            assert name not in ours
+            ours[name] = shapes.pop()
+    left_out = never_in_diffusers(SIZES[kind])
+    assert ours == {n: shape for n, shape in originals[kind].items() if n not in left_out}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_originals_are_recognised_with_all_that_training_left_in_them(
+    originals: dict[str, Shapes], kind: Kind
+) -> None:
+    own = originals[kind]
+    more = {
+        "betas": (1000,),
+        "alphas_cumprod": (1000,),
+        "alphas_cumprod_prev": (1000,),
+        "sqrt_one_minus_alphas_cumprod": (1000,),
+        "log_one_minus_alphas_cumprod": (1000,),
+        "posterior_mean_coef1": (1000,),
+        "model_ema.decay": (),
+        "model_ema.diffusion_modelout2weight": (4, 320, 3, 3),
+        "cond_stage_model.transformer.text_model.embeddings.position_ids": (1, 77),
+    }
+    if kind == "sdxl":
+        more = {"conditioner.embedders.0.transformer.text_model.embeddings.position_ids": (1, 77)}
+    assert recognise(Path("any"), {**own, **more}) == kind
+    expected = set(own) - never_in_diffusers(SIZES[kind])
+    assert unexpected([*own, *more], expected) == []
+    wrong = "model.diffusion_model.input_blocks.12.0.weight"
+    assert unexpected([*own, wrong], expected) == [wrong]
