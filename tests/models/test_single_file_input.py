@@ -15,12 +15,15 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ldm.data.sizes import sizes_of_whole
 from ldm.errors import UserError
+from ldm.export.single_file import export_single_file
 from ldm.models import single_file
 from ldm.models.base import load_base
 from ldm.models.choices import Choices
 from ldm.models.keys import Kind
 from ldm.models.single_file import CONFIGS, read_single_file
+from ldm.models.unet import predict
 from tests.models.kinds import TINY, Written, save_folder, text_config, unet_config, vae_config
 
 UNET = "model.diffusion_model."
@@ -309,6 +312,20 @@ def test_fingerprints_tell_what_a_model_is(
     assert changed.vae_fingerprint != first.vae_fingerprint
 
 
-def test_a_model_of_two_text_encoders_is_no_base_yet(written: Callable[[str], Written]) -> None:
-    with pytest.raises(UserError, match="Stable Diffusion XL"):
-        load_base(written("sdxl").file)
+@pytest.mark.parametrize("kind", ["eps", "v", "sdxl"])
+def test_a_base_is_the_same_from_a_folder_and_from_its_single_file(
+    tiny_base_folder: Callable[[str], Path], tmp_path: Path, kind: str
+) -> None:
+    folder = load_base(tiny_base_folder(kind))
+    path = export_single_file(folder, tmp_path / "model.safetensors", torch.float32, {})
+    file = load_base(path)
+    assert file.zero_empty_prompt == folder.zero_empty_prompt == (kind == "sdxl")
+    noisy, sizes = torch.randn(2, 4, 8, 8), sizes_of_whole(32, 32, 2)
+    made = []
+    for base in (folder, file):
+        text = base.text.encode(["a robot on the beach", ""], "cpu")
+        made.append((text.states, text.pooled, predict(base.unet, noisy, 500, text, sizes)))
+    (states, pooled, prediction), others = made
+    assert torch.equal(states, others[0]) and torch.equal(prediction, others[2])
+    assert (pooled is None) == (others[1] is None)
+    assert pooled is None or torch.equal(pooled, others[1])
