@@ -11,6 +11,9 @@ from ldm.config.schema import Config
 
 AT_LEAST: dict[str, float] = {
     "seed": 0,
+    "adapter.rank": 1,
+    "adapter.text_encoder_rank": 1,
+    "adapter.dropout": 0,
     "data.resolution": 8,
     "data.crops": 1,
     "prior.count": 1,
@@ -60,6 +63,8 @@ AT_LEAST: dict[str, float] = {
     "evaluation.patience": 1,
 }
 MORE_THAN: dict[str, float] = {
+    "adapter.alpha": 0,
+    "adapter.text_encoder_alpha": 0,
     "training.learning_rate": 0,
     "training.text_encoder_learning_rate": 0,
     "training.gradient_clip": 0,
@@ -71,6 +76,7 @@ MORE_THAN: dict[str, float] = {
     "ema.power": 0,
 }
 AT_MOST: dict[str, float] = {
+    "adapter.dropout": 0.99,
     "prior.caption_dropout": 1,
     "training.learning_rate": 1,
     "training.text_encoder_learning_rate": 1,
@@ -121,6 +127,7 @@ def range_problems(config: Config) -> Iterator[str]:
 
 def combination_problems(config: Config) -> Iterator[str]:
     """One line per impossible combination of keys."""
+    yield from _adapter_problems(config)
     yield from _subject_problems(config)
     yield from _more_subjects_problems(config)
     yield from _prior_problems(config)
@@ -137,6 +144,30 @@ def combination_problems(config: Config) -> Iterator[str]:
     if config.name is not None and not re.fullmatch(r"[\w][\w.-]*", config.name):
         yield f"name={config.name!r}: it ends a folder's name; use letters, digits, - _ and ."
     yield from _evaluation_problems(config)
+
+
+def _adapter_problems(config: Config) -> Iterator[str]:
+    adapter = config.adapter
+    if adapter is None:
+        return
+    if adapter.kind == "oft":
+        if adapter.conv:
+            yield "adapter.conv=true: oft is for linear layers alone; take another adapter.kind"
+        for key in ("alpha", "text_encoder_alpha"):
+            if getattr(adapter, key) is not None:
+                yield f"adapter.{key}={getattr(adapter, key)}: oft has no alpha; leave it null"
+    if not config.model.train_text_encoder:
+        for key in ("text_encoder_rank", "text_encoder_alpha"):
+            if getattr(adapter, key) is not None:
+                yield (
+                    f"adapter.{key}={getattr(adapter, key)}: nothing uses it where "
+                    "model.train_text_encoder=false; leave it null"
+                )
+    if config.training.pivotal:
+        yield (
+            f"training.pivotal={config.training.pivotal}: an adapter leaves the token embedding as "
+            "it is; set it to 0, or adapter=null"
+        )
 
 
 def _training_problems(config: Config) -> Iterator[str]:
