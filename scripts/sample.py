@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ldm.config import Config, Sampling
+from ldm.config import Sampling
 from ldm.errors import UserError, exit_status
 from ldm.sampling.samplers import SAMPLERS
 
@@ -129,23 +129,15 @@ def warn_if_nameless(prompts: list[str], identifiers: list[str]) -> None:
 
 def from_run(args: argparse.Namespace, dtype: "torch.dtype") -> Model:
     """A run's base model with a snapshot's weights in it."""
-    from ldm.checkpoint.snapshots import find_snapshot, load_snapshot
-    from ldm.run.folder import read_config, read_facts
     from ldm.run.settings import as_trained, weights_of
     from ldm.run.subjects import identifiers_of
+    from ldm.run.trained import load_trained
 
-    config: Config = read_config(args.run)
-    facts = read_facts(args.run)
-    path = find_snapshot(args.run, args.snapshot or "best")
-    base = load_model(config.model.base, dtype, config.model.revision, config.model.variant)
-    if facts.get("base_fingerprint") not in (None, base.fingerprint):
-        log.warning(
-            "%s has changed since %s was trained on it: pictures may be wrong",
-            base.source,
-            args.run,
-        )
-    networks = {"unet": base.unet, "text_encoder": base.text_encoder}
-    manifest = load_snapshot(path, networks, ema=args.ema)
+    trained = load_trained(args.run, args.snapshot or "best", dtype, args.ema)
+    config, base, path, manifest = trained.config, trained.base, trained.snapshot, trained.manifest
+    for adapter in trained.adapters.values():
+        adapter.merge()
+    base.to("cpu", dtype)
     now = datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
     first, *others = identifiers_of(config)
     return Model(

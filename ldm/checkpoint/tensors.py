@@ -25,14 +25,17 @@ NAMES = {
 }
 
 
-def write_tensors(file: IO[bytes], tensors: Mapping[str, Tensor]) -> None:
+def write_tensors(
+    file: IO[bytes], tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
     """Write a safetensors file of tensors on any device and in any memory layout.
 
-    In memory there is a copy of one tensor at a time. KeyError for a type that is not in `NAMES`.
+    metadata: texts for the header, readable without the tensors. In memory there is a copy of one
+    tensor at a time. KeyError for a type that is not in `NAMES`.
     """
     # The format wants each tensor aligned to its type: the wide types come first.
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, object] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     offset = 0
     for name in order:
         tensor = tensors[name]

@@ -1,5 +1,17 @@
 """A trained model as other tools read it."""
 
+from ldm.export.adapter import adapter_files
+from ldm.export.embedding import embedding_file
 from ldm.export.folder import ABOUT, export_folder
+from ldm.export.kohya import kohya_file
+from ldm.export.lora import diffusers_files, write_files
 
-__all__ = ["ABOUT", "export_folder"]
+__all__ = [
+    "ABOUT",
+    "adapter_files",
+    "diffusers_files",
+    "embedding_file",
+    "export_folder",
+    "kohya_file",
+    "write_files",
+]

@@ -22,6 +22,7 @@ from ldm.checkpoint.files import (
     write_verified,
 )
 from ldm.checkpoint.tensors import write_tensors
+from ldm.export.lora import Files, write_files
 from ldm.models.base import BaseModel
 from ldm.models.folder import WEIGHT_STEMS
 
@@ -30,12 +31,18 @@ ABOUT = "dreambooth.json"  # beside model_index.json: what the model was taught
 TEXT_PREFIX = "text_model."
 
 
-def export_folder(base: BaseModel, out: Path, dtype: torch.dtype, about: Mapping[str, Any]) -> Path:
+def export_folder(
+    base: BaseModel,
+    out: Path,
+    dtype: torch.dtype,
+    about: Mapping[str, Any],
+    beside: Files | None = None,
+) -> Path:
     """Write all parts of `base`, weights and scheduler as they are now; return `out`.
 
     As safetensors of `dtype` (torch.float32 loads back bit for bit, or torch.float16); `about`
-    (plain values) goes into dreambooth.json. Staged beside its place, read back, then renamed; a
-    folder of this name is replaced. `base` is only read. UserError: disk not writable.
+    (plain values) goes into dreambooth.json, and `beside` beside the parts. Staged beside its
+    place, read back, then renamed; a folder of this name is replaced. `base` is only read. UserError: disk not writable.
     """
     replaced = hidden_path(out, REPLACED)
     with explain_disk_errors(out):
@@ -46,6 +53,7 @@ def export_folder(base: BaseModel, out: Path, dtype: torch.dtype, about: Mapping
                 write = partial(write_tensors, tensors=_tensors(base, part, dtype))
                 write_verified(staged / part / f"{stem}.safetensors", write)
             write_json(staged / ABOUT, dict(about))
+            write_files(staged, beside or {}, dtype)
             for path in staged.rglob("*"):
                 flush(path)
             if out.exists():

@@ -72,6 +72,7 @@ def build_job(config: Config, ready: Prepared, run: Path, start: ResumePoint | N
         config.model.train_text_encoder,
         config.model.gradient_checkpointing,
         embedding=config.training.pivotal > 0,
+        adapters=ready.adapters,
     )
     first_steps = config.training.steps
     if start:  # config.yaml is that of the last start; of the first one run.json knows

@@ -1,7 +1,8 @@
 """The evaluation of one run: while it trains, and at its end."""
 
+import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ from ldm.errors import UserError
 from ldm.evaluation.gates import REPORTING
 from ldm.evaluation.measured import Measured
 from ldm.evaluation.report import write_report
+from ldm.models.adapters import merged
 from ldm.models.base import BaseModel, load_base
 from ldm.run.evaluate import FOLDER, Evaluator, task_of
 from ldm.run.instruments import load_instruments
 from ldm.run.prepare import Prepared
 from ldm.run.results import (
+    Loaded,
     curves_of,
     export_chosen,
     forget_pictures,
@@ -90,7 +93,7 @@ class Measuring:
             if step > last or not due:
                 continue
             try:
-                manifest = load_snapshot(path, self._networks())
+                manifest = load_snapshot(path, self.ready.networks)
             except UserError as error:
                 log.warning("not measured: %s", error)
                 continue
@@ -110,7 +113,8 @@ class Measuring:
         evaluator.base()  # loads the untouched weights, and lets go of them
         model = as_trained(self.config, self.ready.base.to(device))
         weights = weights_of(manifest, self.ready.base.fingerprint)
-        return evaluator.measure(step_name(step), model, weights, f"step {step}")
+        with merged(self.ready.adapters):  # faster
+            return evaluator.measure(step_name(step), model, weights, f"step {step}")
 
     def _write(self, device: torch.device, last: int) -> dict[str, Any]:
         there = set(self._snapshots())
@@ -121,13 +125,13 @@ class Measuring:
         evaluator = self._evaluator_on(device)
         return write_result(self.run, evaluator, self.instruments, self.section, present)
 
-    def _loaded(self, step: int, device: torch.device) -> tuple[BaseModel, str]:
-        manifest = load_snapshot(self._snapshots()[step], self._networks())
+    @contextlib.contextmanager
+    def _loaded(self, step: int, device: torch.device) -> Iterator[Loaded]:
+        manifest = load_snapshot(self._snapshots()[step], self.ready.networks)
         model = as_trained(self.config, self.ready.base.to(device))
-        return model, weights_of(manifest, self.ready.base.fingerprint)
-
-    def _networks(self) -> dict[str, torch.nn.Module]:
-        return {"unet": self.ready.base.unet, "text_encoder": self.ready.base.text_encoder}
+        weights = weights_of(manifest, self.ready.base.fingerprint)
+        with merged(self.ready.adapters):
+            yield Loaded(model, weights, self.ready.adapters)
 
     def _snapshots(self) -> dict[int, Path]:
         return list_snapshots(self.run / "snapshots")

@@ -3,7 +3,8 @@
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from ldm.evaluation.pictures import ABOUT as PICTURES
 from ldm.evaluation.pictures import HALVES, KINDS
 from ldm.evaluation.rows import places_of
 from ldm.evaluation.select import select, should_stop, verdict
-from ldm.export import ABOUT, export_folder
+from ldm.export import ABOUT, adapter_files, export_folder
+from ldm.models.adapters import Adapter
 from ldm.models.base import BaseModel
 from ldm.run.evaluate import BASE, FOLDER, Evaluator, Task
 from ldm.run.folder import read_facts
@@ -208,36 +210,45 @@ def curves_of(scores: Scores) -> dict[str, float]:
     return {metric: score["value"] for metric, score in scores.items()}
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """A model with a snapshot's weights, adapters' merged into it, and what they are known by."""
+
+    model: BaseModel
+    weights: str
+    adapters: Mapping[str, Adapter]
+
+
 def export_chosen(
-    run: Path, result: Mapping[str, Any], load: Callable[[int], tuple[BaseModel, str]]
+    run: Path, result: Mapping[str, Any], load: Callable[[int], AbstractContextManager[Loaded]]
 ) -> None:
     """Write RUN/export with the chosen snapshot, and remove that of another.
 
-    load: step -> the model with its weights, and what these are known by. UserError: disk not
-    writable.
+    load: step -> inside, the model with its weights. UserError: disk not writable.
     """
     out, chosen = run / EXPORT, result["chosen"]
     there = read_json(out / ABOUT) or {}
     if chosen is not None:
-        model, weights = load(chosen)
-        about = {
-            **{key: result["subject"][key] for key in ("identifier", "class_noun")},
-            "base": _base_name(model.source),
-            "base_fingerprint": result["base_fingerprint"],
-            "run": run.resolve().name,
-            "step": chosen,
-            "weights": weights,
-            **_pictures(run, result["subject"]["training"]),
-            "metrics": result["snapshots"][str(chosen)],
-        }
-        if there != json.loads(json.dumps(about)):
-            export_folder(model, out, torch.float32, about)
+        with load(chosen) as loaded:
+            about = {
+                **{key: result["subject"][key] for key in ("identifier", "class_noun")},
+                "base": base_name(loaded.model.source),
+                "base_fingerprint": result["base_fingerprint"],
+                "run": run.resolve().name,
+                "step": chosen,
+                "weights": loaded.weights,
+                **_pictures(run, result["subject"]["training"]),
+                "metrics": result["snapshots"][str(chosen)],
+            }
+            if there != json.loads(json.dumps(about)):
+                files = adapter_files(loaded.adapters, loaded.model.unet.config, about)
+                export_folder(loaded.model, out, torch.float32, about, files)
     elif out.exists():
         with explain_disk_errors(out):
             discard(out)
 
 
-def _base_name(source: str) -> str:
+def base_name(source: str) -> str:
     """A hub id or a relative path as it is; of another path its last part, with no word of where.
 
     Which base it is stands in its fingerprint.

@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from ldm.errors import UserError
 from ldm.models.text import encode_prompts
 from ldm.objective import Objective, combine, mean_of
+from ldm.randomness import seed_of
 from ldm.training.guard import FiniteGuard
 from ldm.training.optim import (
     OptimizerSettings,
@@ -144,11 +145,14 @@ class DreamBoothModule(pl.LightningModule):
         prompts = zip(batch["prompts"], batch["is_prior"].tolist(), strict=True)
         names = ("prompts", "names", "index", "step")
         texts: dict[str, Any] = {name: batch[name] for name in names}
+        first = int(batch["index"][0])
+        texts["dropout_seed"] = seed_of(self.seed, "dropout", batch["step"], first)
         texts["prior_prompts"] = [prompt for prompt, is_prior in prompts if is_prior]
         return {**tensors, **texts}
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Give and take gradients where a phase begins."""
+        """Give and take gradients where a phase begins; dropout depends on the step alone."""
+        torch.manual_seed(batch["dropout_seed"])  # dropout knows no generator of its own
         self.begin_step(self.trainer.global_step)
 
     def begin_step(self, step: int) -> None:

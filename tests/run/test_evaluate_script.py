@@ -246,7 +246,7 @@ def test_what_lies_below_the_working_folder_is_named_in_the_export(
     assert own == {"pictures": {"0.png": "12ab"}, "pictures_folder": "data/robot"}
     for elsewhere in ("../robot/0.png", str(tmp_path / "robot/0.png")):
         assert pictures_of(tmp_path, [elsewhere]) == {"pictures": {"0.png": "12ab"}}
-    names = [results._base_name(one) for one in ("data/base", "owner/name", "/mnt/disk/base")]
+    names = [results.base_name(one) for one in ("data/base", "owner/name", "/mnt/disk/base")]
     assert names == ["data/base", "owner/name", "base"]
 
 

@@ -15,7 +15,6 @@ from ldm.randomness import seed_of
 
 if TYPE_CHECKING:
     from peft import PeftConfig
-    from peft.tuners.tuners_utils import BaseTunerLayer
 
 NAME = "default"  # the adapter's, within peft
 _IN_NAMES = re.compile(rf"\.{NAME}(?=\.|$)")
@@ -79,6 +78,11 @@ class Adapter(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         self.network._apply(fn)  # the parameters here are among the network's
         return super()._apply(fn, recurse)
+
+    def state_dict_of(self, layer: str) -> dict[str, Tensor]:
+        """The tensors of one of `layers`, by their names within it."""
+        own, inside = self.state_dict(), f"{layer}."
+        return {key.removeprefix(inside): own[key] for key in own if key.startswith(inside)}
 
     def merge(self) -> None:
         """Add what was learnt to the network's own weights and take peft's layers out of it."""
@@ -146,7 +150,7 @@ def _check_blocks(network: nn.Module, layers: list[str], size: int) -> None:
 
 @contextlib.contextmanager
 def merged(adapters: Mapping[str, Adapter]) -> Iterator[None]:
-    """Inside, the networks are plain ones with the adapters' weights added; afterwards as before."""
+    """Inside, the networks are plain, the adapters' weights added to theirs; then as before."""
     with contextlib.ExitStack() as undone:
         for adapter in adapters.values():
             adapter.merge()

@@ -45,13 +45,9 @@ class AdapterSettings:
 
         (rank, alpha), names = self.sizes(network), list(layers)
         if self.kind == "loha":
-            return LoHaConfig(
-                r=rank, alpha=alpha, rank_dropout=self.dropout, target_modules=names
-            )
+            return LoHaConfig(r=rank, alpha=alpha, rank_dropout=self.dropout, target_modules=names)
         if self.kind == "lokr":
-            return LoKrConfig(
-                r=rank, alpha=alpha, rank_dropout=self.dropout, target_modules=names
-            )
+            return LoKrConfig(r=rank, alpha=alpha, rank_dropout=self.dropout, target_modules=names)
         if self.kind == "oft":  # exactly orthogonal: the Neumann series is an approximation
             return OFTConfig(
                 r=0,
@@ -62,7 +58,7 @@ class AdapterSettings:
             )
         return LoraConfig(
             r=rank,
-            lora_alpha=alpha,  # type: ignore[arg-type]  # declared as a whole number, used as any
+            lora_alpha=alpha,
             lora_dropout=self.dropout,
             use_dora=self.kind == "dora",
             use_rslora=self.kind == "rslora",

@@ -36,7 +36,9 @@ def find_layers(
             key
             for key, layer in layers.items()
             if (not blocks or any(_is_within(key, block) for block in blocks))
-            and (any(_is_layer(key, kind) for kind in kinds or ATTENTION) or conv and _is_3x3(layer))
+            and (
+                any(_is_layer(key, kind) for kind in kinds or ATTENTION) or conv and _is_3x3(layer)
+            )
         ]
         if not found[name]:
             raise UserError(

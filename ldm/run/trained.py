@@ -1,0 +1,67 @@
+"""A finished or running run's model, with the weights of one of its snapshots."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ldm.checkpoint.snapshots import find_snapshot, load_snapshot
+from ldm.config import Config
+from ldm.models.adapters import Adapter
+from ldm.models.base import BaseModel, load_base
+from ldm.run.adapters import adapters_of
+from ldm.run.folder import read_config, read_facts
+from ldm.run.results import base_name
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run made of its base. Where it trained adapters they are in it, and not merged."""
+
+    config: Config
+    base: BaseModel
+    adapters: Mapping[str, Adapter]
+    snapshot: Path
+    manifest: Mapping[str, Any]
+
+    def about(self, run: Path) -> dict[str, Any]:
+        """What an exported file says of itself."""
+        return {
+            "identifier": self.config.subject.identifier,
+            "class_noun": self.config.subject.class_noun,
+            "base": base_name(self.base.source),
+            "base_fingerprint": self.base.fingerprint,
+            "run": run.resolve().name,
+            "step": self.manifest["step"],
+        }
+
+
+def load_untouched(config: Config, dtype: torch.dtype = torch.float32) -> BaseModel:
+    model = config.model
+    return load_base(model.base, dtype, model.revision, model.variant)
+
+
+def load_trained(
+    run: Path, which: str = "best", dtype: torch.dtype = torch.float32, ema: bool = False
+) -> Trained:
+    """Load a run's base and put a snapshot ("best", "last" or a step) into it.
+
+    dtype: of text encoder and UNet; where there are adapters, float32 whatever it is. UserError: no
+    run, no such snapshot, a base that it does not fit.
+    """
+    config = read_config(run)
+    path = find_snapshot(run, which)
+    base = load_untouched(config, torch.float32 if config.adapter else dtype)
+    if read_facts(run).get("base_fingerprint") not in (None, base.fingerprint):
+        log.warning(
+            "%s has changed since %s was trained on it: results may be wrong", base.source, run
+        )
+    adapters = adapters_of(config, base)
+    networks = {"unet": base.unet, "text_encoder": base.text_encoder, **adapters}
+    manifest = load_snapshot(path, networks, ema=ema)
+    return Trained(config, base, adapters, path, manifest)
