@@ -42,7 +42,8 @@ def export_folder(
 
     As safetensors of `dtype` (torch.float32 loads back bit for bit, or torch.float16); `about`
     (plain values) goes into dreambooth.json, and `beside` beside the parts. Staged beside its
-    place, read back, then renamed; a folder of this name is replaced. `base` is only read. UserError: disk not writable.
+    place, read back, then renamed; a folder of this name is replaced. `base` is only read.
+    UserError: disk not writable.
     """
     replaced = hidden_path(out, REPLACED)
     with explain_disk_errors(out):

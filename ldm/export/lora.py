@@ -22,6 +22,7 @@ from ldm.models.adapters import Adapter
 
 WEIGHTS = "pytorch_lora_weights.safetensors"  # diffusers' name
 LORA_METADATA = "lora_adapter_metadata"  # diffusers' key in a file's header
+DORA = "lora_magnitude_vector"  # peft leaves its `.weight` out
 LORA_KEYS = ("r", "lora_alpha", "lora_dropout", "use_dora", "use_rslora")
 
 
@@ -81,6 +82,8 @@ def _lora_file(adapters: Mapping[str, Adapter]) -> TensorFile:
         # transformers has dropped the prefix since 5.6; readers take it, older ones want it.
         inner = "text_model." if name.startswith("text_encoder") else ""
         for key, tensor in adapter.state_dict().items():
+            if inner and key.endswith(DORA):  # transformers' reader wants it in full
+                key += ".weight"
             tensors[f"{name}.{inner}{key.removeprefix(inner)}"] = tensor
         config = _plain(adapter.config_of_adapter)
         about |= {f"{name}.{key}": config[key] for key in LORA_KEYS}

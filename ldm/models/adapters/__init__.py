@@ -1,6 +1,7 @@
 """Adapters: few trained weights in some layers of frozen networks (LoRA and its relatives)."""
 
+from ldm.models.adapters.extract import extract_lora
 from ldm.models.adapters.network import Adapter, add_adapters, merged
 from ldm.models.adapters.settings import LORA_KINDS, AdapterSettings
 
-__all__ = ["LORA_KINDS", "Adapter", "AdapterSettings", "add_adapters", "merged"]
+__all__ = ["LORA_KINDS", "Adapter", "AdapterSettings", "add_adapters", "extract_lora", "merged"]
