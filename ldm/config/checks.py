@@ -7,6 +7,7 @@ from typing import Any
 
 from PIL import ImageColor
 
+from ldm.config.adapter_checks import adapter_problems
 from ldm.config.schema import Config
 
 AT_LEAST: dict[str, float] = {
@@ -127,7 +128,7 @@ def range_problems(config: Config) -> Iterator[str]:
 
 def combination_problems(config: Config) -> Iterator[str]:
     """One line per impossible combination of keys."""
-    yield from _adapter_problems(config)
+    yield from adapter_problems(config)
     yield from _subject_problems(config)
     yield from _more_subjects_problems(config)
     yield from _prior_problems(config)
@@ -144,30 +145,6 @@ def combination_problems(config: Config) -> Iterator[str]:
     if config.name is not None and not re.fullmatch(r"[\w][\w.-]*", config.name):
         yield f"name={config.name!r}: it ends a folder's name; use letters, digits, - _ and ."
     yield from _evaluation_problems(config)
-
-
-def _adapter_problems(config: Config) -> Iterator[str]:
-    adapter = config.adapter
-    if adapter is None:
-        return
-    if adapter.kind == "oft":
-        if adapter.conv:
-            yield "adapter.conv=true: oft is for linear layers alone; take another adapter.kind"
-        for key in ("alpha", "text_encoder_alpha"):
-            if getattr(adapter, key) is not None:
-                yield f"adapter.{key}={getattr(adapter, key)}: oft has no alpha; leave it null"
-    if not config.model.train_text_encoder:
-        for key in ("text_encoder_rank", "text_encoder_alpha"):
-            if getattr(adapter, key) is not None:
-                yield (
-                    f"adapter.{key}={getattr(adapter, key)}: nothing uses it where "
-                    "model.train_text_encoder=false; leave it null"
-                )
-    if config.training.pivotal:
-        yield (
-            f"training.pivotal={config.training.pivotal}: an adapter leaves the token embedding as "
-            "it is; set it to 0, or adapter=null"
-        )
 
 
 def _training_problems(config: Config) -> Iterator[str]:

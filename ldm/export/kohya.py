@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ldm.errors import UserError
-from ldm.export.lora import TensorFile
+from ldm.export.lora import TensorFile, with_layers
 from ldm.models.adapters import Adapter
 from ldm.models.ldm_names import block_names, ldm_name
 
@@ -52,7 +52,7 @@ def kohya_file(
             "kohya's naming has no OFT of the kind that was trained; take --format lora, or the "
             "model that it is merged into"
         )
-    kind = kind_of(unet_config)
+    kind, adapters = kind_of(unet_config), with_layers(adapters)
     tensors: dict[str, Tensor] = {}
     for network, adapter in adapters.items():
         for name, layer in adapter.layers.items():
@@ -108,7 +108,7 @@ RANKED = ("lora_A.weight", "hada_w1_b", "lokr_w1_b", "lokr_w2_b")  # [rank, ...]
 def _ss_metadata(
     adapters: Mapping[str, Adapter], kind: str, about: Mapping[str, Any]
 ) -> dict[str, str]:
-    config = adapters["unet"].config_of_adapter.to_dict() if "unet" in adapters else {}
+    config = next(iter(adapters.values())).config_of_adapter.to_dict()  # type: ignore[union-attr]
     algorithm = str(getattr(config.get("peft_type"), "value", "LORA")).lower()
     rank, alpha = config.get("r"), config.get("lora_alpha", config.get("alpha"))
     arguments = {} if algorithm == "lora" else {"algo": algorithm}

@@ -58,6 +58,11 @@ def write_files(out: Path, files: Files, dtype: torch.dtype) -> None:
                     write_verified(staged, partial(content.write, dtype=dtype))
 
 
+def with_layers(adapters: Mapping[str, Adapter]) -> dict[str, Adapter]:
+    """Without those that are nothing but rows of a token embedding."""
+    return {name: adapter for name, adapter in adapters.items() if adapter.layers}
+
+
 def is_lora(adapters: Mapping[str, Adapter]) -> bool:
     """Whether the adapters are of one of the kinds that are LoRA's."""
     return all(hasattr(adapter.config_of_adapter, "lora_alpha") for adapter in adapters.values())
@@ -65,11 +70,14 @@ def is_lora(adapters: Mapping[str, Adapter]) -> bool:
 
 def diffusers_files(adapters: Mapping[str, Adapter]) -> Files:
     """The files of the adapters of "unet", "text_encoder", ... in the naming of this module."""
+    adapters = with_layers(adapters)
     if is_lora(adapters):
         return {WEIGHTS: _lora_file(adapters)}
     files: dict[str, TensorFile | str] = {}
     for name, adapter in adapters.items():
-        state = {f"base_model.model.{key}": tensor for key, tensor in adapter.state_dict().items()}
+        state = {
+            f"base_model.model.{key}": tensor for key, tensor in adapter.layers_state().items()
+        }
         files[f"{name}/adapter_model.safetensors"] = TensorFile(state)
         files[f"{name}/adapter_config.json"] = json.dumps(_plain(adapter.config_of_adapter))
     return files
@@ -81,7 +89,7 @@ def _lora_file(adapters: Mapping[str, Adapter]) -> TensorFile:
     for name, adapter in adapters.items():
         # transformers has dropped the prefix since 5.6; readers take it, older ones want it.
         inner = "text_model." if name.startswith("text_encoder") else ""
-        for key, tensor in adapter.state_dict().items():
+        for key, tensor in adapter.layers_state().items():
             if inner and key.endswith(DORA):  # transformers' reader wants it in full
                 key += ".weight"
             tensors[f"{name}.{inner}{key.removeprefix(inner)}"] = tensor

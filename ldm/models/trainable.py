@@ -35,7 +35,7 @@ def prepare_training(
     for module in trained.values():
         nn.Module.to(module, torch.float32)  # diffusers' own warns for nothing
         module.requires_grad_(True).train()
-    if embedding and not text_encoder:
+    if embedding and not text_encoder and not adapters:  # those have its rows
         base.text_encoder.requires_grad_(False)
         base.text_encoder.get_input_embeddings().weight.requires_grad_(True)
     if gradient_checkpointing:

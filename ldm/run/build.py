@@ -26,6 +26,7 @@ from ldm.models.ema import WeightAverage
 from ldm.models.frozen import FrozenPrediction
 from ldm.models.trainable import prepare_training
 from ldm.objective import NoiseSchedule, Objective, ObjectiveSettings
+from ldm.run.adapters import identifier_tokens
 from ldm.run.data import RunData
 from ldm.run.device import precision_of
 from ldm.run.folder import is_first_process, read_config, read_facts
@@ -35,7 +36,6 @@ from ldm.run.measuring import Measuring
 from ldm.run.prepare import Prepared
 from ldm.run.resume import end_of
 from ldm.run.settings import as_trained, filled, grid_seeds, grid_settings, sampling_settings
-from ldm.run.subjects import identifiers_of
 from ldm.sampling.generate import generate
 from ldm.sampling.grid import labelled_grid
 from ldm.training import (
@@ -216,13 +216,6 @@ def optimizer_settings(config: Config) -> OptimizerSettings:
     )
     make_optimizer([{"params": [nn.Parameter(torch.zeros(2, 2))]}], settings)  # before any work
     return settings
-
-
-def identifier_tokens(config: Config, base: BaseModel) -> list[int]:
-    """Ids of the tokens that name the subjects."""
-    words = identifiers_of(config)
-    ids = [base.tokenizer(word, add_special_tokens=False).input_ids for word in words]
-    return sorted({token for tokens in ids for token in tokens})
 
 
 def build_trainer(

@@ -50,6 +50,12 @@ def _adapters(
                 f"{run} trained all weights and has no adapter; give --rank N (as 16) to extract a "
                 "LoRA from what they changed"
             )
+        if any(adapter.rows for adapter in trained.adapters.values()):
+            log.warning(
+                "%s trained its identifier's embedding too, which this file has no place for: "
+                "write it with --format embedding, and say <word> in prompts",
+                run,
+            )
         return trained.adapters, {}
     for adapter in trained.adapters.values():
         adapter.merge()
@@ -68,6 +74,8 @@ def embedding_files(trained: Trained) -> Files:
     UserError: the run did not train them.
     """
     base = trained.base
+    for adapter in trained.adapters.values():
+        adapter.merge()
     after = base.text_encoder.get_input_embeddings().weight
     before = load_untouched(trained.config).text_encoder.get_input_embeddings().weight
     files = {}

@@ -100,7 +100,7 @@ class Measuring:
             self._measure(step, manifest, device)
         result = self._write(device, last)
         if self.section.export:
-            export_chosen(self.run, result, lambda step: self._loaded(step, device))
+            export_chosen(self.run, result, lambda step: self.loaded(step, device))
         base, measured = read_all(self.run, last)
         assert base is not None, "it was just measured"
         scores = {0: base.scores[REPORTING]}
@@ -126,7 +126,8 @@ class Measuring:
         return write_result(self.run, evaluator, self.instruments, self.section, present)
 
     @contextlib.contextmanager
-    def _loaded(self, step: int, device: torch.device) -> Iterator[Loaded]:
+    def loaded(self, step: int, device: torch.device) -> Iterator[Loaded]:
+        """Inside, the model with the snapshot of a step in it, adapters merged."""
         manifest = load_snapshot(self._snapshots()[step], self.ready.networks)
         model = as_trained(self.config, self.ready.base.to(device))
         weights = weights_of(manifest, self.ready.base.fingerprint)

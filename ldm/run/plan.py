@@ -4,7 +4,6 @@ import shutil
 from pathlib import Path
 
 from ldm.config import Config
-from ldm.models.base import BaseModel
 from ldm.models.text import tokens_of
 from ldm.models.trainable import count_parameters
 from ldm.run.device import precision_of
@@ -35,7 +34,7 @@ def plan_lines(config: Config, ready: Prepared, run: Path) -> list[str]:
         f"epochs        {epochs:.1f} (each picture is seen {epochs:.0f} times)",
         *(f"class images  {line}" for line in _class_images(config, ready)),
         *(f"evaluation    {line}" for line in evaluation_lines(config, ready)),
-        *_parameter_lines(config, base),
+        *_parameter_lines(config, ready),
     ]
     disk, memory = disk_bytes(config, ready), memory_bytes(config, ready)
     free = shutil.disk_usage(existing_parent(run)).free
@@ -171,27 +170,40 @@ def _missing(config: Config, ready: Prepared, prompt: str) -> int:
     return count_missing(folder, prior.count, prior.sampling_batch, ready.resolution)
 
 
-def _parameter_lines(config: Config, base: BaseModel) -> list[str]:
-    parts = {"UNet": base.unet, "text encoder": base.text_encoder, "VAE": base.vae}
-    counts = {name: count_parameters([part]) for name, part in parts.items()}
-    trained = ["UNet", "text encoder"] if config.model.train_text_encoder else ["UNet"]
+WORDS = {"unet": "UNet", "text_encoder": "text encoder", "vae": "VAE"}
+
+
+def _parameter_lines(config: Config, ready: Prepared) -> list[str]:
     lines = []
-    for word, names in (("trained", trained), ("frozen", [n for n in parts if n not in trained])):
-        shown = ", ".join(f"{name} {counts[name]:,}" for name in names)
-        lines.append(f"{word:<14}{sum(counts[name] for name in names):,} parameters: {shown}")
+    for word, counts in zip(("trained", "frozen"), _parameters(config, ready), strict=True):
+        shown = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+        lines.append(f"{word:<14}{sum(counts.values()):,} parameters: {shown}")
     return lines
 
 
-def _trained_and_frozen(config: Config, base: BaseModel) -> tuple[int, int]:
-    text = count_parameters([base.text_encoder])
-    trained = count_parameters([base.unet]) + (text if config.model.train_text_encoder else 0)
-    return trained, count_parameters([base.vae, base.unet, base.text_encoder]) - trained
+def _parameters(config: Config, ready: Prepared) -> tuple[dict[str, int], dict[str, int]]:
+    """How many parameters are trained, and how many are frozen, by what they are of."""
+    counts = {name: count_parameters([getattr(ready.base, name)]) for name in WORDS}
+    if config.adapter:
+        own = {name: count_parameters([adapter]) for name, adapter in ready.adapters.items()}
+        frozen = {WORDS[name]: counts[name] - own.get(name, 0) for name in WORDS}
+        return {f"{config.adapter.kind} in {WORDS[name]}": own[name] for name in own}, frozen
+    trained = ["unet", "text_encoder"] if config.model.train_text_encoder else ["unet"]
+    return (
+        {WORDS[name]: counts[name] for name in trained},
+        {WORDS[name]: counts[name] for name in WORDS if name not in trained},
+    )
+
+
+def _trained_and_frozen(config: Config, ready: Prepared) -> tuple[int, int]:
+    trained, frozen = _parameters(config, ready)
+    return sum(trained.values()), sum(frozen.values())
 
 
 def disk_bytes(config: Config, ready: Prepared) -> int:
     """Disk that the run will take: snapshots, two resume states and a third while it is written,
     class images to make (PNGs of half their pixels' size) and cached latents of all pictures."""
-    trained, _ = _trained_and_frozen(config, ready.base)
+    trained, _ = _trained_and_frozen(config, ready)
     snapshots = -(-config.training.steps // config.snapshots.every)
     snapshots = min(snapshots, config.snapshots.keep or snapshots)
     pixels = 3 * ready.resolution**2
@@ -209,7 +221,7 @@ def disk_bytes(config: Config, ready: Prepared) -> int:
 
 def memory_bytes(config: Config, ready: Prepared) -> int:
     """Memory of a training step in one process (if there is one process)."""
-    trained, frozen = _trained_and_frozen(config, ready.base)
+    trained, frozen = _trained_and_frozen(config, ready)
     samples = config.training.batch + (config.prior.batch if config.prior else 0)
     activations = unet_activations(
         ready.base.unet,

@@ -5,7 +5,7 @@ It holds what is trained and nothing else, so checkpoints hold nothing else: the
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import pytorch_lightning as pl
@@ -34,6 +34,7 @@ from ldm.training.phases import (
     embedding_of,
     groups_of,
     keep_rows_only,
+    places_of,
     restore_rows,
 )
 from ldm.training.rates import build_schedule, set_rates
@@ -93,6 +94,9 @@ class DreamBoothModule(pl.LightningModule):
         self._groups = groups_of(modules, self.phases.pivotal > 0)
         self._training_groups: set[str] | None = None  # until the first step begins
         self._counts: list[dict[str, Any]] = []  # of the optimizer, at its beginning
+        self._tokens: Sequence[int] = ()  # places of the identifiers' in what is trained of it
+        if EMBEDDING in self._groups:
+            self._tokens = places_of(modules[TEXT_ENCODER], self.phases.tokens)
         self._resting_rows: Tensor | None = None  # of the embedding, while some are trained alone
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
@@ -231,7 +235,7 @@ class DreamBoothModule(pl.LightningModule):
                 average = optimizer.state[embedding].get("z")  # a schedule-free one's
                 for tensor in (embedding.data, average):
                     if tensor is not None:
-                        restore_rows(tensor, self._resting_rows, self.phases.tokens)
+                        restore_rows(tensor, self._resting_rows, self._tokens)
         self.weights_are_whole = True
 
     def configure_optimizers(self) -> Any:
@@ -266,7 +270,7 @@ class DreamBoothModule(pl.LightningModule):
         if self._training_groups == {EMBEDDING} and gradients:
             whole = norm  # class samples show in the rows that are not trained
             (gradient,) = gradients
-            keep_rows_only(gradient, self.phases.tokens)
+            keep_rows_only(gradient, self._tokens)
             norm = torch.where(whole.isfinite(), torch.nn.utils.get_total_norm(gradients), whole)
         self.gradient_norm = norm
         if not self.guard.step_is_good(self.gradient_norm, self._scaled, self._any_process):

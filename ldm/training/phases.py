@@ -3,9 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from ldm.models.adapters.rows import TokenRows
 
 TEXT_ENCODER = "text_encoder"
 EMBEDDING = "embedding"  # the text encoder's token embedding, as a group of its own
@@ -53,9 +56,16 @@ THROUGHOUT = Phases()  # everything is trained from the first step to the last
 
 
 def embedding_of(text_encoder: nn.Module) -> Tensor:
-    """The token embedding of a CLIP text encoder, [vocabulary, D]."""
-    weight: Tensor = text_encoder.get_input_embeddings().weight  # type: ignore[operator]
-    return weight
+    """What of the token embedding can be trained: all, [vocabulary, D], or some `TokenRows`."""
+    embedding: Any = text_encoder.get_input_embeddings()  # type: ignore[operator]
+    return embedding.rows if isinstance(embedding, TokenRows) else embedding.weight
+
+
+def places_of(text_encoder: nn.Module, tokens: Sequence[int]) -> Sequence[int]:
+    """Where in `embedding_of` the rows of these tokens are."""
+    embedding: Any = text_encoder.get_input_embeddings()  # type: ignore[operator]
+    held = embedding.tokens if isinstance(embedding, TokenRows) else None
+    return [held.index(token) for token in tokens] if held else tokens
 
 
 def groups_of(

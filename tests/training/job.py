@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from ldm.checkpoint import find_resume
 from ldm.data.dataset import Pictures, TrainingSet
 from ldm.data.latents import Latents
+from ldm.models.adapters import AdapterSettings, add_adapters
 from ldm.models.base import load_base
 from ldm.models.ema import WeightAverage
 from ldm.models.trainable import prepare_training
@@ -82,6 +83,7 @@ def build_module(
     objective: dict[str, Any] | None = None,
     optimizer: dict[str, Any] | None = None,
     phases: dict[str, Any] | None = None,
+    adapter: dict[str, Any] | None = None,
     prior_weight: float = 1.0,
     **options: Any,
 ) -> DreamBoothModule:
@@ -96,8 +98,12 @@ def build_module(
         **(optimizer or {}),
     }
     when = Phases(**(phases or {}))
+    adapters = {}
+    if adapter:
+        networks = {"unet": base.unet, "text_encoder": base.text_encoder}
+        adapters = add_adapters(networks, AdapterSettings(**adapter))
     return DreamBoothModule(
-        prepare_training(base, text_encoder, False, embedding=when.pivotal > 0),
+        prepare_training(base, text_encoder, False, embedding=when.pivotal > 0, adapters=adapters),
         base.tokenizer,
         base.text_encoder,
         Objective(

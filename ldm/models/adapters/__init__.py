@@ -2,6 +2,6 @@
 
 from ldm.models.adapters.extract import extract_lora
 from ldm.models.adapters.network import Adapter, add_adapters, merged
-from ldm.models.adapters.settings import LORA_KINDS, AdapterSettings
+from ldm.models.adapters.settings import AdapterSettings
 
-__all__ = ["LORA_KINDS", "Adapter", "AdapterSettings", "add_adapters", "extract_lora", "merged"]
+__all__ = ["Adapter", "AdapterSettings", "add_adapters", "extract_lora", "merged"]

@@ -2,13 +2,14 @@
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from ldm.errors import UserError
+from ldm.models.adapters.rows import TokenRows
 from ldm.models.adapters.settings import AdapterSettings
 from ldm.models.adapters.targets import find_layers
 from ldm.randomness import seed_of
@@ -16,6 +17,7 @@ from ldm.randomness import seed_of
 if TYPE_CHECKING:
     from peft import PeftConfig
 
+EMBEDDING = "embedding"
 NAME = "default"  # the adapter's, within peft
 _IN_NAMES = re.compile(rf"\.{NAME}(?=\.|$)")
 
@@ -28,22 +30,33 @@ class Adapter(nn.Module):
     it; its mode and its device follow, and all other attributes are the network's.
     """
 
-    def __init__(self, network: nn.Module, config: "PeftConfig") -> None:
-        """Put peft's layers into `network`, in place."""
+    def __init__(
+        self, network: nn.Module, config: "PeftConfig | None", tokens: Sequence[int] = ()
+    ) -> None:
+        """Put peft's layers into `network`, in place; None for none.
+
+        tokens: of a text encoder, those whose rows of the token embedding are trained too.
+        """
         from peft import inject_adapter_in_model
         from peft.tuners.tuners_utils import BaseTunerLayer
 
         super().__init__()
         self._held = (network,)  # in a tuple it is not registered as a part
         self.config_of_adapter = config
-        inject_adapter_in_model(config, network, NAME)
+        network.requires_grad_(False)
+        if config is not None:
+            inject_adapter_in_model(config, network, NAME)
         self.layers: dict[str, BaseTunerLayer] = {}
         for name, layer in network.named_modules():
             if isinstance(layer, BaseTunerLayer):
                 self.layers[name] = layer
+        self.rows: list[TokenRows] = []  # of the token embedding, if any are trained
+        if tokens:
+            self.rows.append(TokenRows(self.get_input_embeddings(), tokens))
+            self.set_input_embeddings(self.rows[0])
         self._kept: dict[str, Tensor] = {}  # the base's weights, while merged
         for name, parameter in network.named_parameters():
-            if parameter.requires_grad:  # peft leaves it to its own alone
+            if parameter.requires_grad:  # not the base's own
                 parameter.data = parameter.data.to(torch.float32)
                 self._register(_peft_name(name), parameter)
 
@@ -79,6 +92,11 @@ class Adapter(nn.Module):
         self.network._apply(fn)  # the parameters here are among the network's
         return super()._apply(fn, recurse)
 
+    def layers_state(self) -> dict[str, Tensor]:
+        """The state dict without rows of the token embedding."""
+        own = self.state_dict()
+        return {key: own[key] for key in own if key.rpartition(".")[2] != "rows"}
+
     def state_dict_of(self, layer: str) -> dict[str, Tensor]:
         """The tensors of one of `layers`, by their names within it."""
         own, inside = self.state_dict(), f"{layer}."
@@ -94,6 +112,10 @@ class Adapter(nn.Module):
             base.weight.data = base.weight.data.clone()
             layer.merge()
             self._put(name, base)
+        for rows in self.rows:
+            self._kept[EMBEDDING] = rows.embedding.weight.data
+            rows.embedding.weight.data = rows.whole()
+            self.set_input_embeddings(rows.embedding)
 
     def unmerge(self) -> None:
         """Undo `merge`: the network's own weights are, bit for bit, what they were."""
@@ -101,6 +123,9 @@ class Adapter(nn.Module):
             layer.unmerge()  # forgets that it was merged; what it computes is only nearly right
             layer.get_base_layer().weight.data = self._kept.pop(name)
             self._put(name, layer)
+        for rows in self.rows:
+            rows.embedding.weight.data = self._kept.pop(EMBEDDING)
+            self.set_input_embeddings(rows)
 
     def _put(self, name: str, layer: nn.Module) -> None:
         parent, _, last = name.rpartition(".")
@@ -114,21 +139,29 @@ def _peft_name(name: str) -> str:
 
 
 def add_adapters(
-    networks: Mapping[str, nn.Module], settings: AdapterSettings, seed: int = 0
+    networks: Mapping[str, nn.Module],
+    settings: AdapterSettings,
+    seed: int = 0,
+    embedded: Mapping[str, nn.Module] | None = None,
+    tokens: Sequence[int] = (),
 ) -> dict[str, Adapter]:
     """Put an adapter into each of `networks` ("unet", "text_encoder", ...), which change in place.
 
     Their predictions stay what they are (but for rounding) until it is trained. seed: of the first
-    weights. UserError: targets that match nothing, blocks of oft that do not fit a layer.
+    weights. embedded: text encoders, among `networks` or not, of whose token embedding the rows of
+    `tokens` are trained, too. UserError: targets that match nothing, blocks of oft that do not fit.
     """
     found = find_layers(networks, settings.targets, settings.conv)
-    adapters = {}
+    adapters, embedded = {}, embedded or {}
     with torch.random.fork_rng(devices=[]):
-        for place, (name, network) in enumerate(networks.items()):
-            if settings.kind == "oft":
-                _check_blocks(network, found[name], settings.sizes(name)[0])
+        for place, (name, network) in enumerate({**networks, **embedded}.items()):
+            config = None
+            if name in networks:
+                if settings.kind == "oft":
+                    _check_blocks(network, found[name], settings.sizes(name)[0])
+                config = settings.peft_config(name, found[name])
             torch.manual_seed(seed_of(seed, "adapter", index=place))
-            adapters[name] = Adapter(network, settings.peft_config(name, found[name]))
+            adapters[name] = Adapter(network, config, tokens if name in embedded else ())
     return adapters
 
 

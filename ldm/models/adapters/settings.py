@@ -8,7 +8,6 @@ if TYPE_CHECKING:
     from peft import PeftConfig
 
 Kind = Literal["lora", "dora", "rslora", "loha", "lokr", "oft"]
-LORA_KINDS = ("lora", "dora", "rslora")  # a product of two matrices, down and up
 
 
 @dataclass(frozen=True)
