@@ -1,7 +1,9 @@
 """Write a trained run, or any model, in a form that other tools open.
 
 diffusers: a folder for `from_pretrained`, with a model card. single-file: one .safetensors with the
-original names, for A1111, ComfyUI, sdnext, InvokeAI. What opens where: docs/formats.md.
+original names, for A1111, ComfyUI, sdnext, InvokeAI. lora: an adapter as diffusers and peft open
+it; kohya: as one file for the tools above; of a run that trained all weights, with --rank N, the
+LoRA that comes nearest. embedding: the identifier's token alone. What opens where: docs/formats.md.
 """
 
 import argparse
@@ -20,9 +22,11 @@ examples:
   python scripts/export.py --run logs/RUN --snapshot 200 --format diffusers --out models/mine
   python scripts/export.py --model model.safetensors --format diffusers --out models/theirs
   python scripts/export.py --run logs/RUN --format diffusers --push OWNER/NAME
+  python scripts/export.py --run logs/RUN --format lora
+  python scripts/export.py --run logs/RUN --format kohya --rank 32 --dtype fp16
 """
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-FORMATS = ("diffusers", "single-file")
+FORMATS = ("diffusers", "single-file", "lora", "kohya", "embedding")
 
 
 def parse(words: list[str] | None = None) -> argparse.Namespace:
@@ -37,13 +41,19 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     add("--format", choices=FORMATS, required=True, help="what to write")
     add("--snapshot", metavar="best|last|STEP", help="of the run (default: best)")
     add("--ema", action="store_true", help="the averaged weights: of the snapshot, or in a file")
+    add("--rank", type=int, metavar="N", help="lora, kohya: extract one of this rank by SVD")
     add("--dtype", choices=DTYPES, default="fp32", help="of the tensors (default: fp32)")
     add("--out", type=Path, metavar="PATH", help="(default: export-FORMAT in the run)")
     add("--push", metavar="OWNER/NAME", help="upload it to the hub as well (HF_TOKEN is used)")
     add_choices(parser)
     args = parser.parse_args(words)
-    if args.model and args.snapshot:
-        parser.error("--snapshot belongs to --run")
+    if args.model and (args.snapshot or args.rank or args.format not in FORMATS[:2]):
+        option = "--snapshot" if args.snapshot else "--rank" if args.rank else args.format
+        parser.error(f"{option} belongs to --run")
+    if args.rank is not None and args.rank < 1:
+        parser.error(f"--rank {args.rank}: at least 1")
+    if args.rank is not None and args.format not in ("lora", "kohya"):
+        parser.error("--rank belongs to lora and kohya")
     if args.run and (given := given_choices(args)):
         parser.error(f"{given[0]} belongs to --model; a run has its own configuration")
     return args
@@ -63,11 +73,11 @@ def export(args: argparse.Namespace) -> list[str]:
     source = read_config(args.run).model.base if args.run else args.model
     out = place_of(args.format, args.out, args.run, source)
     if args.run:
-        exported = of_run(args.run, args.snapshot or "best", args.ema)
+        exported = of_run(args.run, args.snapshot or "best", args.ema, args.rank)
     else:
         exported = of_model(args.model, choices_of(args, args.ema))
-    written = WRITERS[args.format](exported, out, getattr(torch, DTYPES[args.dtype]))
-    return [str(written), *([push(written, args.push)] if args.push else [])]
+    WRITERS[args.format](exported, out, getattr(torch, DTYPES[args.dtype]))
+    return [str(out), *([push(out, args.push)] if args.push else [])]
 
 
 def main(words: list[str] | None = None) -> int:

@@ -142,6 +142,9 @@ def from_run(args: argparse.Namespace, dtype: "torch.dtype") -> Model:
 
     trained = load_trained(args.run, args.snapshot or "best", dtype, args.ema)
     config, base, path, manifest = trained.config, trained.base, trained.snapshot, trained.manifest
+    for adapter in trained.adapters.values():
+        adapter.merge()
+    base.to("cpu", dtype)
     now = datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
     first, *others = identifiers_of(config)
     return Model(

@@ -3,12 +3,17 @@
 import itertools
 from collections.abc import Mapping
 
+KINDS = ("lora", "dora", "lokr", "oft")
 # The first value of each is that of an option that is off.
 OPTIONS: dict[str, tuple[object, ...]] = {
     "model__train_text_encoder": ("true", "false"),
     "model__prediction_type": ("null", "v_prediction"),
     "model__vae": ("null", "other"),
     "model__gradient_checkpointing": ("false", "true"),
+    "adapter": ("null", *KINDS),
+    "adapter__dropout": (0.0, 0.2),
+    "adapter__conv": ("false", "true"),
+    "adapter__text_encoder_rank": ("null", 2),
     "training__precision": ("fp32", "bf16-mixed", "16-mixed"),
     "training__accumulate": (1, 2),
     "training__schedule": ("constant", "linear", "cosine"),
@@ -59,6 +64,12 @@ EXCLUDED: list[dict[str, object]] = [
     # no text encoder is trained at any rate, up to any step
     {"model__train_text_encoder": "false", "training__text_encoder_stop": 0.5},
     {"model__train_text_encoder": "false", "training__text_encoder_learning_rate": 1e-4},
+    {"model__train_text_encoder": "false", "adapter__text_encoder_rank": 2},
+    {"adapter": "oft", "adapter__conv": "true"},  # it is for linear layers
+    # nothing uses these
+    {"adapter": "null", "adapter__dropout": 0.2},
+    {"adapter": "null", "adapter__conv": "true"},
+    {"adapter": "null", "adapter__text_encoder_rank": 2},
     # it finds one rate for everything
     {"training__optimizer": "prodigy", "training__text_encoder_learning_rate": 1e-4},
 ]

@@ -23,7 +23,7 @@ from ldm.config import (
     to_yaml,
 )
 from ldm.config.checks import contains_word, value_at
-from ldm.config.schema import Prior, Sampler
+from ldm.config.schema import Adapter, Prior, Sampler
 from ldm.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -54,7 +54,10 @@ def test_main_job_holds_every_key() -> None:
             keys |= flat(value, f"{prefix}{name}.") if inner else {prefix + name}
         return keys
 
-    assert flat(document) == set(config_keys())
+    # Keys of a section that is off here stand in the overlay that turns it on.
+    overlay = yaml.safe_load((MAIN_JOB.parent / "lora.yaml").read_text(encoding="utf-8"))
+    assert document["adapter"] is None
+    assert flat({**document, "adapter": overlay["adapter"]}) == set(config_keys())
 
 
 @pytest.mark.parametrize("path", [MAIN_JOB, *OVERLAYS], ids=lambda path: path.name)
@@ -133,6 +136,10 @@ def test_null_and_optional_section() -> None:
     prompts = [prompt.replace("${subject.class_noun}", "robot") for prompt in Prior().prompt]
     noun = replace(Prior(), count=9, prompt=prompts)
     assert made == noun
+    adapter = load_config([], ["adapter.rank=16"]).adapter
+    assert adapter == Adapter(rank=16)
+    blocks = load_config([], ["adapter.targets=[up_blocks.0.attentions.1, to_k]"]).adapter
+    assert blocks and blocks.targets == ["up_blocks.0.attentions.1", "to_k"]
 
 
 def test_class_noun_reaches_the_prompts() -> None:
@@ -215,6 +222,16 @@ def test_class_noun_reaches_the_prompts() -> None:
         ),
         ("training.pivotal=0.1 subject.identifier= subject.prompt=a [V] robot", "to train"),
         ("training.text_encoder_stop=0.5 model.train_text_encoder=false", "nothing uses it"),
+        ("adapter.rank=0", "adapter.rank=0: must be at least 1"),
+        ("adapter.alpha=0", "more than 0"),
+        ("adapter.dropout=1", "at most 0.99"),
+        ("adapter.kind=lokra", "one of lora, dora"),
+        ("adapter.kind=oft adapter.conv=true", "for linear layers alone"),
+        ("adapter.kind=oft adapter.alpha=2", "oft has no alpha"),
+        (
+            "adapter.text_encoder_rank=4 model.train_text_encoder=false",
+            "adapter.text_encoder_rank=4: nothing uses it",
+        ),
         ("objective.loss=l3", "one of l2, huber, smooth_l1"),
         ("objective.huber_c=0", "more than 0"),
         ("objective.caption_dropout=1.5", "at most 1"),

@@ -67,6 +67,10 @@ def settings_of(place: Workspace, row: Mapping[str, object]) -> dict[str, object
     if subjects == "two":
         second = {"pictures": str(place.pictures), "identifier": "dog", "class_noun": "dog"}
         row["subjects"] = json.dumps([second])
+    if (kind := row.pop("adapter")) == "null":
+        row = {key: value for key, value in row.items() if not key.startswith("adapter__")}
+    else:
+        row |= {"adapter__kind": kind, "adapter__rank": 4}
     if row["training__optimizer"] == "torch.optim:SGD":
         row["training__optimizer_arguments"] = "{momentum: 0.9}"
     if str(prior) == "null":
@@ -85,6 +89,8 @@ def test_pairs_of_options_run(places: dict[str, Workspace], kind: str, number: i
             for tensor in weights(run, 2, part).values():
                 assert tensor.isfinite().all()
     start = load_file(place.base / "unet/diffusion_pytorch_model.safetensors")
+    if ROWS[kind][number]["adapter"] != "null":
+        start = weights(run, 1)
     assert any(not torch.equal(start[key], value) for key, value in weights(run, 2).items())
 
 
@@ -117,6 +123,7 @@ def test_options_that_change_no_result(
     assert difference(plain, same) <= (2e-3 if loose else 1e-6)
 
 
+LORA: dict[str, object] = {"adapter__kind": "lora", "adapter__rank": 2}
 # What is on already, and what is then changed.
 CHANGES: list[tuple[dict[str, object], dict[str, object]]] = [
     ({}, {"seed": 1}),
@@ -145,6 +152,11 @@ CHANGES: list[tuple[dict[str, object], dict[str, object]]] = [
     ({}, {"training__pivotal": 0.5}),
     ({"training__pivotal": 0.5}, {"training__pivotal_learning_rate": 0.001}),
     ({}, {"training__text_encoder_stop": 0.5}),
+    (LORA, {"adapter__dropout": 0.5}),
+    (LORA, {"adapter__alpha": 8.0}),
+    (LORA, {"training__pivotal": 0.5}),
+    (LORA, {"adapter__kind": "rslora"}),
+    (LORA, {"adapter__text_encoder_alpha": 8.0}),
     ({}, {"objective__loss": "huber"}),
     ({}, {"objective__loss": "smooth_l1"}),
     ({"objective__loss": "huber"}, {"objective__huber_c": 0.5}),

@@ -31,7 +31,8 @@ def write_tensors(
 ) -> None:
     """Write a safetensors file of tensors on any device and in any memory layout.
 
-    In memory there is a copy of one tensor at a time. KeyError for a type that is not in `NAMES`.
+    metadata: texts for the header, readable without the tensors. In memory there is a copy of one
+    tensor at a time. KeyError for a type that is not in `NAMES`.
     """
     order = _order(tensors)
     header: dict[str, object] = {"__metadata__": {"format": "pt", **(metadata or {})}}

@@ -7,10 +7,14 @@ from typing import Any
 
 from PIL import ImageColor
 
+from ldm.config.adapter_checks import adapter_problems
 from ldm.config.schema import Config
 
 AT_LEAST: dict[str, float] = {
     "seed": 0,
+    "adapter.rank": 1,
+    "adapter.text_encoder_rank": 1,
+    "adapter.dropout": 0,
     "data.resolution": 8,
     "data.crops": 1,
     "prior.count": 1,
@@ -60,6 +64,8 @@ AT_LEAST: dict[str, float] = {
     "evaluation.patience": 1,
 }
 MORE_THAN: dict[str, float] = {
+    "adapter.alpha": 0,
+    "adapter.text_encoder_alpha": 0,
     "training.learning_rate": 0,
     "training.text_encoder_learning_rate": 0,
     "training.gradient_clip": 0,
@@ -71,6 +77,7 @@ MORE_THAN: dict[str, float] = {
     "ema.power": 0,
 }
 AT_MOST: dict[str, float] = {
+    "adapter.dropout": 0.99,
     "prior.caption_dropout": 1,
     "training.learning_rate": 1,
     "training.text_encoder_learning_rate": 1,
@@ -121,6 +128,7 @@ def range_problems(config: Config) -> Iterator[str]:
 
 def combination_problems(config: Config) -> Iterator[str]:
     """One line per impossible combination of keys."""
+    yield from adapter_problems(config)
     yield from _subject_problems(config)
     yield from _more_subjects_problems(config)
     yield from _prior_problems(config)

@@ -25,6 +25,20 @@ class Model:
 
 
 @dataclass
+class Adapter:
+    """Few weights beside the base's own, which stay as they are (docs/adapters.md)."""
+
+    kind: Literal["lora", "dora", "rslora", "loha", "lokr", "oft"] = "lora"
+    rank: int = 8  # of oft the size of its blocks
+    alpha: float | None = None  # None: the rank
+    text_encoder_rank: int | None = None  # None: the same
+    text_encoder_alpha: float | None = None  # None: as alpha, which is then of its own rank
+    dropout: float = 0.0
+    conv: bool = False  # also 3x3 convolutions
+    targets: list[str] = field(default_factory=list)  # layers and blocks; []: attention everywhere
+
+
+@dataclass
 class Subject:
     pictures: str = "data/subjects/robot_volt"  # folder with 3-5 pictures
     identifier: str = "sks"  # the rare word that will name the subject
@@ -213,6 +227,7 @@ class Config:
     logs: str = "logs"  # where run folders are made
     seed: int = 0
     model: Model = field(default_factory=Model)
+    adapter: Adapter | None = None  # None: all weights are trained
     subject: Subject = field(default_factory=Subject)
     subjects: list[MoreSubject] = field(default_factory=list)  # more than one in a run
     data: Data = field(default_factory=Data)

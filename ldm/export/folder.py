@@ -22,6 +22,7 @@ from ldm.checkpoint.files import (
     write_verified,
 )
 from ldm.checkpoint.tensors import write_tensors
+from ldm.export.lora import Files, write_files
 from ldm.models.base import BaseModel
 from ldm.models.folder import WEIGHT_STEMS
 
@@ -35,13 +36,13 @@ def export_folder(
     out: Path,
     dtype: torch.dtype,
     about: Mapping[str, Any],
-    beside: Mapping[str, bytes] | None = None,
+    beside: Files | None = None,
 ) -> Path:
     """Write all parts of `base`, weights and scheduler as they are now; return `out`.
 
     As safetensors of `dtype` (torch.float32 loads back bit for bit, or torch.float16); `about`
-    (plain values) goes into dreambooth.json, `beside` (file name -> content) lies beside it.
-    Staged, read back, then renamed; a folder of this name is replaced. `base` is only read.
+    (plain values) goes into dreambooth.json, `beside` lies beside it. Staged, read back, then
+    renamed; a folder of this name is replaced. `base` is only read.
     UserError: disk not writable.
     """
     replaced = hidden_path(out, REPLACED)
@@ -53,8 +54,7 @@ def export_folder(
                 write = partial(write_tensors, tensors=_tensors(part, network, dtype))
                 write_verified(staged / part / f"{WEIGHT_STEMS[part]}.safetensors", write)
             write_json(staged / ABOUT, dict(about))
-            for name, content in (beside or {}).items():
-                (staged / name).write_bytes(content)
+            write_files(staged, beside or {}, dtype)
             for path in staged.rglob("*"):
                 flush(path)
             if out.exists():

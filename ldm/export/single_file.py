@@ -18,7 +18,7 @@ from ldm.checkpoint.files import explain_disk_errors, staging, write_verified
 from ldm.checkpoint.tensors import sha256_of_tensors, write_tensors
 from ldm.errors import UserError
 from ldm.models.base import BaseModel
-from ldm.models.keys import LAYOUTS, Kind, Place, places_of, stored_as, to_stored
+from ldm.models.keys import LAYOUTS, Kind, Place, kind_of, places_of, stored_as, to_stored
 from ldm.models.single_file import ABOUT, CONFIGS, PREDICTION
 from ldm.models.tokenizer import to_texts
 
@@ -91,15 +91,6 @@ def write_single_file(
         with staging(out) as staged:
             write_verified(staged, partial(write_tensors, tensors=tensors, metadata=metadata))
     return out
-
-
-def kind_of(parts: Mapping[str, Any]) -> Kind:
-    """Whose names a model gets: two text encoders are XL's; OpenCLIP's activation is GELU, CLIP's
-    its quick form.
-    """
-    if "text_encoder_2" in parts:
-        return "sdxl"
-    return "sd1" if parts["text_encoder"].config.hidden_act == "quick_gelu" else "sd2"
 
 
 def _tensors(kind: Kind, parts: Mapping[str, Any], dtype: torch.dtype) -> _Stored:

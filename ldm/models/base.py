@@ -13,6 +13,7 @@ from ldm.errors import UserError
 from ldm.models.choices import OWN, Choices, with_choices
 from ldm.models.fit import check_fit
 from ldm.models.folder import PARTS, SDXL_PARTS, check_parts, find_folder, fingerprint
+from ldm.models.keys import Kind, kind_of
 from ldm.models.kind import is_sdxl, zeroes_empty_prompt
 from ldm.models.single_file import read_single_file
 from ldm.models.text import TextEncoders
@@ -54,6 +55,11 @@ class BaseModel:
         if self.text_encoder_2 is not None:
             networks["text_encoder_2"] = self.text_encoder_2
         return networks
+
+    @property
+    def kind(self) -> Kind:
+        """Stable Diffusion 1.x, 2.x or XL, as its text encoders tell."""
+        return kind_of(self.networks)
 
     @property
     def text(self) -> TextEncoders:

@@ -8,7 +8,7 @@ https://github.com/Stability-AI/generative-models (XL).
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -99,6 +99,23 @@ class Place:
         if self.transposed:
             return stored.T
         return stored if self.third is None else stored.chunk(3)[self.third]
+
+
+def kind_of(parts: Mapping[str, Any]) -> Kind:
+    """Whose names the parts of a model get.
+
+    Two text encoders are XL's; OpenCLIP's activation is GELU, CLIP's its quick form.
+    """
+    if "text_encoder_2" in parts:
+        return "sdxl"
+    return "sd1" if parts["text_encoder"].config.hidden_act == "quick_gelu" else "sd2"
+
+
+def original_layers(keys: Iterable[str], layers: Iterable[str]) -> dict[str, str]:
+    """The original name of each of a UNet's `layers`; keys: of its state dict, all. KeyError."""
+    modules = _unet_modules(list(keys))
+    places = {layer: _place("", f"{layer}.weight", modules) for layer in layers}
+    return {layer: place.name.removesuffix(".weight") for layer, place in places.items()}
 
 
 def places_of(kind: Kind, part: str, keys: Iterable[str]) -> dict[str, Place]:

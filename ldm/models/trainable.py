@@ -1,20 +1,26 @@
 """Which parts are trained: UNet always, text encoders or their embedding if asked, VAE never."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import nn
 
+from ldm.models.adapters import Adapter
 from ldm.models.base import BaseModel
 
 
 def prepare_training(
-    base: BaseModel, text_encoder: bool, gradient_checkpointing: bool, embedding: bool = False
+    base: BaseModel,
+    text_encoder: bool,
+    gradient_checkpointing: bool,
+    embedding: bool = False,
+    adapters: Mapping[str, Adapter] | None = None,
 ) -> dict[str, nn.Module]:
     """Set modes and gradients of `base`'s parts in place; return the trained ones by name.
 
     `text_encoder`: all of them, two in SDXL; `embedding`: of text encoders that are not trained,
-    the token embedding is.
+    the token embedding is. adapters: those in `base`'s networks, which are trained in their place
+    (and have rows of the embedding); else empty or None.
 
     Trained parts are float32 (mixed precision casts in the forward pass, the optimizer needs the
     full weights), in train mode, and recompute activations in the backward pass if
@@ -25,17 +31,18 @@ def prepare_training(
     for part in (base.vae, *base.networks.values()):
         part.requires_grad_(False).eval()
     whole = text_encoder or embedding
-    trained = base.networks if whole else {"unet": base.unet}
+    trained: dict[str, nn.Module] = base.networks if whole else {"unet": base.unet}
+    if adapters:
+        trained = {**adapters}
     for module in trained.values():
         if any(parameter.dtype != torch.float32 for parameter in module.parameters()):
             nn.Module.to(module, torch.float32)  # diffusers' own warns for nothing
         module.requires_grad_(True).train()
-    for encoder in base.text.encoders if whole else ():
-        if not text_encoder:
-            encoder.requires_grad_(False)
-            encoder.get_input_embeddings().weight.requires_grad_(True)
-        elif gradient_checkpointing:
-            encoder.gradient_checkpointing_enable()
+    for encoder in base.text.encoders if text_encoder and gradient_checkpointing else ():
+        encoder.gradient_checkpointing_enable()
+    for encoder in base.text.encoders if embedding and not text_encoder and not adapters else ():
+        encoder.requires_grad_(False)
+        encoder.get_input_embeddings().weight.requires_grad_(True)
     for parameter in base.text.unread():
         parameter.requires_grad_(False)
     if gradient_checkpointing:

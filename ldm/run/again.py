@@ -140,7 +140,7 @@ def measure_model(model: Model, device: torch.device) -> Path:
     UserError: no such base or pictures, or a base that is not the one it was trained from.
     """
     config, run, step = model.config, model.folder, int(model.about.get("step") or 0)
-    ready = prepare(config, to_train=False)
+    ready = prepare(replace(config, adapter=None), to_train=False)  # it is in the weights
     trained_from = model.about.get("base_fingerprint", ready.base.fingerprint)
     if trained_from != ready.base.fingerprint:
         raise UserError(

@@ -25,6 +25,7 @@ from ldm.models.ema import WeightAverage
 from ldm.models.frozen import FrozenPrediction
 from ldm.models.trainable import prepare_training
 from ldm.objective import NoiseSchedule, Objective, ObjectiveSettings
+from ldm.run.adapters import identifier_tokens
 from ldm.run.data import RunData
 from ldm.run.device import precision_of
 from ldm.run.folder import is_first_process, read_config, read_facts
@@ -34,7 +35,6 @@ from ldm.run.measuring import Measuring
 from ldm.run.prepare import Prepared
 from ldm.run.resume import end_of
 from ldm.run.settings import as_trained, filled, grid_seeds, grid_settings, sampling_settings
-from ldm.run.subjects import identifiers_of
 from ldm.sampling.generate import generate
 from ldm.sampling.grid import labelled_grid
 from ldm.training import (
@@ -71,6 +71,7 @@ def build_job(config: Config, ready: Prepared, run: Path, start: ResumePoint | N
         config.model.train_text_encoder,
         config.model.gradient_checkpointing,
         embedding=config.training.pivotal > 0,
+        adapters=ready.adapters,
     )
     first_steps = config.training.steps
     if start:  # config.yaml is that of the last start; of the first one run.json knows
@@ -212,18 +213,6 @@ def optimizer_settings(config: Config) -> OptimizerSettings:
     )
     make_optimizer([{"params": [nn.Parameter(torch.zeros(2, 2))]}], settings)  # before any work
     return settings
-
-
-def identifier_tokens(config: Config, base: BaseModel) -> list[list[int]]:
-    """Ids of the tokens that name the subjects, of each text encoder."""
-    words = identifiers_of(config)
-    return [
-        sorted({token for ids in tokens for token in ids})
-        for tokens in (
-            [tokenizer(word, add_special_tokens=False).input_ids for word in words]
-            for tokenizer in base.text.tokenizers
-        )
-    ]
 
 
 def build_trainer(

@@ -1,7 +1,8 @@
 """The evaluation of one run: while it trains, and at its end."""
 
+import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ from ldm.errors import UserError
 from ldm.evaluation.gates import REPORTING
 from ldm.evaluation.measured import Measured
 from ldm.evaluation.report import write_report
+from ldm.models.adapters import merged
 from ldm.models.base import BaseModel
 from ldm.run.evaluate import FOLDER, Evaluator, task_of
 from ldm.run.instruments import load_instruments
 from ldm.run.prepare import Prepared
 from ldm.run.results import (
+    Loaded,
     curves_of,
     export_chosen,
     forget_pictures,
@@ -91,14 +94,14 @@ class Measuring:
             if step > last or not due:
                 continue
             try:
-                manifest = load_snapshot(path, self.ready.base.networks)
+                manifest = load_snapshot(path, self.ready.networks)
             except UserError as error:
                 log.warning("not measured: %s", error)
                 continue
             self._measure(step, manifest, device)
         result = self._write(device, last)
         if self.section.export:
-            export_chosen(self.run, result, lambda step: self._loaded(step, device))
+            export_chosen(self.run, result, lambda step: self.loaded(step, device))
         base, measured = read_all(self.run, last)
         assert base is not None, "it was just measured"
         scores = {0: base.scores[REPORTING]}
@@ -111,7 +114,8 @@ class Measuring:
         evaluator.base()  # loads the untouched weights, and lets go of them
         model = as_trained(self.config, self.ready.base.to(device))
         weights = weights_of(manifest, self.ready.base.fingerprint)
-        return evaluator.measure(step_name(step), model, weights, f"step {step}")
+        with merged(self.ready.adapters):  # faster
+            return evaluator.measure(step_name(step), model, weights, f"step {step}")
 
     def _write(self, device: torch.device, last: int) -> dict[str, Any]:
         there = set(self._snapshots())
@@ -122,10 +126,14 @@ class Measuring:
         evaluator = self._evaluator_on(device)
         return write_result(self.run, evaluator, self.instruments, self.section, present)
 
-    def _loaded(self, step: int, device: torch.device) -> tuple[BaseModel, str]:
-        manifest = load_snapshot(self._snapshots()[step], self.ready.base.networks)
+    @contextlib.contextmanager
+    def loaded(self, step: int, device: torch.device) -> Iterator[Loaded]:
+        """Inside, the model with the snapshot of a step in it, adapters merged."""
+        manifest = load_snapshot(self._snapshots()[step], self.ready.networks)
         model = as_trained(self.config, self.ready.base.to(device))
-        return model, weights_of(manifest, self.ready.base.fingerprint)
+        weights = weights_of(manifest, self.ready.base.fingerprint)
+        with merged(self.ready.adapters):
+            yield Loaded(model, weights, self.ready.adapters)
 
     def _snapshots(self) -> dict[int, Path]:
         return list_snapshots(self.run / "snapshots")

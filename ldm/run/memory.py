@@ -3,14 +3,13 @@
 import itertools
 import os
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 
 from ldm.config import Config
 from ldm.models.trainable import prepare_training
 from ldm.run.device import precision_of
-from ldm.run.prepare import Prepared, needs_frozen_copy
+from ldm.run.prepare import Prepared
 from ldm.run.subjects import class_prompts
 from ldm.run.watermark import Need, Pass, drawing_bytes, training_need
 
@@ -79,16 +78,18 @@ def _training(config: Config, ready: Prepared) -> Need:
     averages = 4 if config.ema.schedule != "none" else 0
     return training_need(
         ready.base,
-        partial(
-            prepare_training,
-            text_encoder=model.train_text_encoder,
-            gradient_checkpointing=model.gradient_checkpointing,
+        ready.adapters,
+        lambda base, adapters: prepare_training(
+            base,
+            model.train_text_encoder,
+            model.gradient_checkpointing,
             embedding=training.pivotal > 0,
+            adapters=adapters,
         ),
         Pass(prompts, taught, ready.resolution, precision_of(config)),
         passes=min(2, training.accumulate),  # from the second on, gradients are there already
         kept=optimizer_bytes(training.optimizer) + averages,
-        teacher=prior is not None and needs_frozen_copy(prior),
+        teacher=ready.frozen,
     )
 
 

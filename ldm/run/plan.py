@@ -4,7 +4,6 @@ import shutil
 from pathlib import Path
 
 from ldm.config import Config
-from ldm.models.base import BaseModel
 from ldm.models.text import tokens_of
 from ldm.models.trainable import count_parameters, count_unread
 from ldm.run.device import precision_of
@@ -37,7 +36,7 @@ def plan_lines(config: Config, ready: Prepared, run: Path) -> list[str]:
         f"epochs        {epochs:.1f} (each picture is seen {epochs:.0f} times)",
         *(f"class images  {line}" for line in _class_images(config, ready)),
         *(f"evaluation    {line}" for line in evaluation_lines(config, ready)),
-        *_parameter_lines(config, base),
+        *_parameter_lines(config, ready),
     ]
     disk = disk_bytes(config, ready)
     free = shutil.disk_usage(existing_parent(run)).free
@@ -170,32 +169,49 @@ def _missing(config: Config, ready: Prepared, prompt: str) -> int:
     return count_missing(folder, prior.count, prior.sampling_batch, ready.resolution)
 
 
-def _parameter_lines(config: Config, base: BaseModel) -> list[str]:
-    unet, text = count_parameters([base.unet]), count_parameters(base.text.encoders)
-    unread, vae = count_unread(base), count_parameters([base.vae])
-    name = "text encoder" if base.text_encoder_2 is None else "both text encoders"
-    if config.model.train_text_encoder:
-        trained = {"UNet": unet, name: text - unread}
-        frozen = {"layers that are never read": unread} if unread else {}
-    else:
-        trained, frozen = {"UNet": unet}, {name: text}
+WORDS = {
+    "unet": "UNet",
+    "text_encoder": "text encoder",
+    "text_encoder_2": "second text encoder",
+    "vae": "VAE",
+}
+
+
+def _parameter_lines(config: Config, ready: Prepared) -> list[str]:
     lines = []
-    for word, counts in (("trained", trained), ("frozen", {**frozen, "VAE": vae})):
+    for word, counts in zip(("trained", "frozen"), _parameters(config, ready), strict=True):
         shown = ", ".join(f"{name} {count:,}" for name, count in counts.items())
         lines.append(f"{word:<14}{sum(counts.values()):,} parameters: {shown}")
     return lines
 
 
-def _trained_and_frozen(config: Config, base: BaseModel) -> tuple[int, int]:
-    text = count_parameters(base.text.encoders) - count_unread(base)
-    trained = count_parameters([base.unet]) + (text if config.model.train_text_encoder else 0)
-    return trained, count_parameters([base.vae, *base.networks.values()]) - trained
+def _parameters(config: Config, ready: Prepared) -> tuple[dict[str, int], dict[str, int]]:
+    """How many parameters are trained, and how many are frozen, by what they are of."""
+    base, adapters = ready.base, ready.adapters
+    networks = {**base.networks, "vae": base.vae}
+    counts = {name: count_parameters([network]) for name, network in networks.items()}
+    if config.adapter:
+        own = {name: count_parameters([adapter]) for name, adapter in adapters.items()}
+        frozen = {WORDS[name]: counts[name] - own.get(name, 0) for name in counts}
+        return {f"{config.adapter.kind} in {WORDS[name]}": own[name] for name in own}, frozen
+    names = base.networks if config.model.train_text_encoder else ["unet"]
+    trained = {WORDS[name]: counts[name] for name in names}
+    frozen = {WORDS[name]: counts[name] for name in counts if name not in names}
+    if "text_encoder" in names and (unread := count_unread(base)):
+        trained[WORDS["text_encoder"]] -= unread
+        frozen["layers that are never read"] = unread
+    return trained, frozen
+
+
+def _trained_and_frozen(config: Config, ready: Prepared) -> tuple[int, int]:
+    trained, frozen = _parameters(config, ready)
+    return sum(trained.values()), sum(frozen.values())
 
 
 def disk_bytes(config: Config, ready: Prepared) -> int:
     """Disk that the run will take: snapshots, two resume states and a third while it is written,
     class images to make (PNGs of half their pixels' size) and cached latents of all pictures."""
-    trained, _ = _trained_and_frozen(config, ready.base)
+    trained, _ = _trained_and_frozen(config, ready)
     snapshots = -(-config.training.steps // config.snapshots.every)
     snapshots = min(snapshots, config.snapshots.keep or snapshots)
     pixels = 3 * ready.resolution**2

@@ -5,6 +5,8 @@ import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from torch import nn
+
 from ldm.config import Config, Prior
 from ldm.data.images import check_pictures, find_pictures
 from ldm.data.latents import digest_of
@@ -13,8 +15,10 @@ from ldm.data.prompts import fill_all
 from ldm.errors import UserError
 from ldm.evaluation.gates import margins_for
 from ldm.evaluation.measured import SPACES
+from ldm.models.adapters import Adapter
 from ldm.models.base import BaseModel, check_resolution, frozen_copy
 from ldm.models.text import describe_identifier
+from ldm.run.adapters import adapters_of
 from ldm.run.folder import check_writable
 from ldm.run.instruments import Instruments, load_instruments, questions_of
 from ldm.run.settings import as_trained
@@ -38,11 +42,17 @@ class Prepared:
     heldout: list[Path]  # what evaluation compares with; empty: the pictures trained on
     frozen: BaseModel | None = None  # a copy that training does not touch, where one is needed
     instruments: Instruments = field(default_factory=Instruments)  # what measures
+    adapters: dict[str, Adapter] = field(default_factory=dict)  # in the base's networks, by name
 
     @property
     def pictures(self) -> list[Path]:
         """Those of the first subject, which the numbers at the end are about."""
         return self.subjects[0].pictures
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """What a snapshot of the run is loaded into."""
+        return {**self.base.networks, **self.adapters}
 
     @property
     def digests(self) -> dict[str, str]:
@@ -81,7 +91,8 @@ def prepare(config: Config, to_train: bool = True) -> Prepared:
             log.warning("%s", warning)
     _tell_of_unused_masks(config, pictures)
     frozen = frozen_copy(base) if prior and needs_frozen_copy(prior) else None
-    return Prepared(base, subjects, own, resolution, heldout, frozen, instruments)
+    adapters = adapters_of(config, base)  # the copy stays without
+    return Prepared(base, subjects, own, resolution, heldout, frozen, instruments, adapters)
 
 
 def _tell_of_unused_masks(config: Config, pictures: list[Path]) -> None:

@@ -3,7 +3,8 @@
 import json
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from ldm.evaluation.pictures import ABOUT as PICTURES
 from ldm.evaluation.pictures import HALVES, KINDS
 from ldm.evaluation.rows import places_of
 from ldm.evaluation.select import select, should_stop, verdict
-from ldm.export import ABOUT, export_folder
+from ldm.export import ABOUT, adapter_files, export_folder
+from ldm.models.adapters import Adapter
 from ldm.models.base import BaseModel
 from ldm.run.card import card_files
 from ldm.run.describe import describe
@@ -209,21 +211,31 @@ def curves_of(scores: Scores) -> dict[str, float]:
     return {metric: score["value"] for metric, score in scores.items()}
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """A model with a snapshot's weights, adapters' merged into it, and what they are known by."""
+
+    model: BaseModel
+    weights: str
+    adapters: Mapping[str, Adapter]
+
+
 def export_chosen(
-    run: Path, result: Mapping[str, Any], load: Callable[[int], tuple[BaseModel, str]]
+    run: Path, result: Mapping[str, Any], load: Callable[[int], AbstractContextManager[Loaded]]
 ) -> None:
     """Write RUN/export with the chosen snapshot, and remove that of another.
 
-    load: step -> the model with its weights, and what these are known by. UserError: disk not
-    writable.
+    load: step -> inside, the model with its weights. UserError: disk not writable.
     """
     out, chosen = run / EXPORT, result["chosen"]
     there = read_json(out / ABOUT) or {}
     if chosen is not None:
-        model, weights = load(chosen)
-        about = describe(run, model, chosen, weights, result)
-        if there != json.loads(json.dumps(about)):
-            export_folder(model, out, torch.float32, about, card_files(run, about))
+        with load(chosen) as loaded:
+            about = describe(run, loaded.model, chosen, loaded.weights, result)
+            if there != json.loads(json.dumps(about)):
+                files = adapter_files(loaded.adapters, loaded.model.kind, about)
+                files = {**files, **card_files(run, about)}
+                export_folder(loaded.model, out, torch.float32, about, files)
     elif out.exists():
         with explain_disk_errors(out):
             discard(out)

@@ -10,8 +10,10 @@ import torch
 
 from ldm.checkpoint.snapshots import find_snapshot, load_snapshot
 from ldm.config import Config
+from ldm.models.adapters import Adapter
 from ldm.models.base import BaseModel, load_base
 from ldm.models.choices import Choices
+from ldm.run.adapters import adapters_of
 from ldm.run.folder import read_config, read_facts
 
 log = logging.getLogger(__name__)
@@ -19,10 +21,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Trained:
-    """What a run made of its base."""
+    """What a run made of its base. Where it trained adapters they are in it, and not merged."""
 
     config: Config
     base: BaseModel
+    adapters: Mapping[str, Adapter]
     snapshot: Path
     manifest: Mapping[str, Any]
 
@@ -39,14 +42,16 @@ def load_trained(
 ) -> Trained:
     """Load a run's base and put a snapshot ("best", "last" or a step) into it.
 
-    dtype: of text encoder and UNet. UserError: no run, no such snapshot, a base that it does not
-    fit.
+    dtype: of text encoders and UNet; where there are adapters, float32 whatever it is. UserError:
+    no run, no such snapshot, a base that it does not fit.
     """
     config = read_config(run)
     path = find_snapshot(run, which)
-    base = load_untouched(config, dtype)
+    base = load_untouched(config, torch.float32 if config.adapter else dtype)
     if read_facts(run).get("base_fingerprint") not in (None, base.fingerprint):
         log.warning(
-            "%s has changed since %s was trained on it: pictures may be wrong", base.source, run
+            "%s has changed since %s was trained on it: results may be wrong", base.source, run
         )
-    return Trained(config, base, path, load_snapshot(path, base.networks, ema=ema))
+    adapters = adapters_of(config, base)
+    manifest = load_snapshot(path, {**base.networks, **adapters}, ema=ema)
+    return Trained(config, base, adapters, path, manifest)

@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ldm.data.sizes import sizes_of_whole
+from ldm.models.adapters import Adapter
 from ldm.models.base import BaseModel
 from ldm.models.precision import autocast
 from ldm.models.unet import predict
@@ -78,22 +80,24 @@ class Need:
 
 def training_need(
     base: BaseModel,
-    prepare: Callable[[BaseModel], Mapping[str, nn.Module]],
+    adapters: Mapping[str, Adapter],
+    prepare: Callable[[BaseModel, Mapping[str, Adapter]], Mapping[str, nn.Module]],
     one: Pass,
+    *,
     passes: int = 1,
     kept: int = 0,
-    teacher: bool = False,
+    teacher: BaseModel | None = None,
 ) -> Need:
     """What an optimizer step of `passes` passes takes; `base` is only looked at.
 
-    prepare: sets what is trained in the networks that it is given, and returns them. kept: bytes
-    that optimizer and averages hold for each trained parameter, beside weights and gradients.
-    teacher: an untouched copy of the base is held as well.
+    adapters: those in `base`. prepare: sets what is trained of the copies that it is given, and
+    returns it. kept: bytes that optimizer and averages hold for each trained parameter, beside
+    weights and gradients. teacher: an untouched copy of the base, where one is held as well.
     """
     with _fakes() as fake:
-        student = fake(base)
-        trained = prepare(student)
-        frozen = fake(base) if teacher else None
+        student, own = fake(base, adapters)
+        trained = prepare(student, own)
+        frozen = fake(teacher)[0] if teacher else None
         held = [*_tensors(student), *(_tensors(frozen) if frozen else ())]
         with Watermark(held) as mark:
             for _ in range(passes):
@@ -107,7 +111,7 @@ def drawing_bytes(base: BaseModel, resolution: int, batch: int, guided: bool) ->
     """The most that drawing `batch` pictures at once takes beside the networks' weights."""
     rows = batch * (2 if guided else 1)
     with _fakes() as fake:
-        model = fake(base)
+        model, _ = fake(base)
         with Watermark() as mark, torch.no_grad():
             noise = _latents(model, rows, resolution)
             text = model.text.encode([f"{row}" for row in range(rows)], "cpu")
@@ -137,16 +141,20 @@ def _train(student: BaseModel, frozen: BaseModel | None, one: Pass) -> None:
 
 
 @contextmanager
-def _fakes() -> Iterator[Callable[[BaseModel], BaseModel]]:
-    """Inside, tensors have no content; what it gives copies a base's networks so."""
+def _fakes() -> Iterator[Callable[..., tuple[BaseModel, Mapping[str, Adapter]]]]:
+    """Inside, tensors have no content; what it gives copies a base, with adapters in it, so."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with FakeTensorMode(allow_non_fake_inputs=True):
 
-        def fake(base: BaseModel) -> BaseModel:
+        def fake(
+            base: BaseModel, adapters: Mapping[str, Adapter] = MappingProxyType({})
+        ) -> tuple[BaseModel, Mapping[str, Adapter]]:
             known = {id(tensor): _alike(tensor) for tensor in _tensors(base)}
-            networks = copy.deepcopy({"vae": base.vae, **base.networks}, known)
-            return replace(base, **networks)
+            networks, own = copy.deepcopy(
+                ({"vae": base.vae, **base.networks}, dict(adapters)), known
+            )
+            return replace(base, **networks), own
 
         yield fake
 

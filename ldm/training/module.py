@@ -5,7 +5,7 @@ It holds what is trained and nothing else, so checkpoints hold nothing else: the
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import pytorch_lightning as pl
@@ -17,6 +17,7 @@ from ldm.errors import UserError
 from ldm.models.text import TextEmbedding, TextEncoders
 from ldm.models.unet import predict
 from ldm.objective import Objective, combine, mean_of
+from ldm.randomness import seed_of
 from ldm.training.guard import FiniteGuard
 from ldm.training.optim import (
     OptimizerSettings,
@@ -33,6 +34,7 @@ from ldm.training.phases import (
     Phases,
     groups_of,
     keep_rows_only,
+    places_of,
     restore_rows,
 )
 from ldm.training.rates import build_schedule, set_rates
@@ -91,6 +93,9 @@ class DreamBoothModule(pl.LightningModule):
         self._training_groups: set[str] | None = None  # until the first step begins
         self._counts: list[dict[str, Any]] = []  # of the optimizer, at its beginning
         self._resting: list[Tensor] = []  # the embeddings, while some of their rows train alone
+        self._tokens: list[Sequence[int]] = []  # of each embedding the identifiers' places in it
+        if EMBEDDING in self._groups:
+            self._tokens = places_of(modules, self.phases.tokens)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         """Loss of one micro-batch; "loss" = "loss/instance" + prior weight x "loss/prior"."""
@@ -141,11 +146,14 @@ class DreamBoothModule(pl.LightningModule):
         prompts = zip(batch["prompts"], batch["is_prior"].tolist(), strict=True)
         names = ("prompts", "names", "index", "step")
         texts: dict[str, Any] = {name: batch[name] for name in names}
+        first = int(batch["index"][0])
+        texts["dropout_seed"] = seed_of(self.seed, "dropout", batch["step"], first)
         texts["prior_prompts"] = [prompt for prompt, is_prior in prompts if is_prior]
         return {**tensors, **texts}
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Give and take gradients where a phase begins."""
+        """Give and take gradients where a phase begins; dropout depends on the step alone."""
+        torch.manual_seed(batch["dropout_seed"])  # dropout knows no generator of its own
         self.begin_step(self.trainer.global_step)
 
     def begin_step(self, step: int) -> None:
@@ -223,7 +231,7 @@ class DreamBoothModule(pl.LightningModule):
         self.weights_are_whole = True
 
     def _restore_resting_rows(self) -> None:
-        rested = zip(self._groups[EMBEDDING], self._resting, self.phases.tokens, strict=True)
+        rested = zip(self._groups[EMBEDDING], self._resting, self._tokens, strict=True)
         for embedding, before, tokens in rested:
             for optimizer in self.trainer.optimizers:
                 average = optimizer.state[embedding].get("z")  # a schedule-free one's
@@ -262,7 +270,7 @@ class DreamBoothModule(pl.LightningModule):
         norm = torch.nn.utils.get_total_norm(gradients)
         if self._training_groups == {EMBEDDING} and gradients:
             whole = norm  # class samples show in the rows that are not trained
-            for gradient, tokens in zip(gradients, self.phases.tokens, strict=True):
+            for gradient, tokens in zip(gradients, self._tokens, strict=True):
                 keep_rows_only(gradient, tokens)
             norm = torch.where(whole.isfinite(), torch.nn.utils.get_total_norm(gradients), whole)
         self.gradient_norm = norm

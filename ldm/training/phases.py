@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ldm.models.adapters.rows import TokenRows
+
 TEXT_ENCODER = "text_encoder"  # a group: of the text encoders together
 EMBEDDING = "embedding"  # the text encoders' token embeddings, as a group of its own
 ENCODERS = ("text_encoder", "text_encoder_2")  # modules
@@ -56,9 +58,26 @@ THROUGHOUT = Phases()  # everything is trained from the first step to the last
 
 
 def embeddings_of(modules: Mapping[str, nn.Module]) -> list[nn.Parameter]:
-    """The token embedding of each text encoder among `modules`, [vocabulary, D]."""
+    """What of each text encoder's token embedding can be trained: all of it, [vocabulary, D], or
+    some `TokenRows`."""
+    embeddings = _input_embeddings(modules)
+    return [each.rows if isinstance(each, TokenRows) else each.weight for each in embeddings]
+
+
+def places_of(
+    modules: Mapping[str, nn.Module], tokens: Sequence[Sequence[int]]
+) -> list[Sequence[int]]:
+    """Where in each of `embeddings_of` the rows of its text encoder's `tokens` are."""
+    held = [getattr(embedding, "tokens", None) for embedding in _input_embeddings(modules)]
+    return [
+        [rows.index(token) for token in own] if rows else own
+        for rows, own in zip(held, tokens, strict=True)
+    ]
+
+
+def _input_embeddings(modules: Mapping[str, nn.Module]) -> list[Any]:
     encoders: list[Any] = [modules[name] for name in ENCODERS if name in modules]
-    return [encoder.get_input_embeddings().weight for encoder in encoders]
+    return [encoder.get_input_embeddings() for encoder in encoders]
 
 
 def groups_of(

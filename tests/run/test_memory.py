@@ -1,7 +1,6 @@
 """Predicted memory: against the allocations that the profiler sees in a real step."""
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -9,6 +8,7 @@ import torch
 from torch import nn
 
 from ldm.config import load_config
+from ldm.models.adapters import Adapter
 from ldm.models.base import BaseModel, load_base
 from ldm.models.precision import autocast
 from ldm.models.trainable import prepare_training
@@ -61,10 +61,13 @@ def test_a_training_step_takes_what_was_predicted(
     tiny_base_folder: Base, checkpointing: bool
 ) -> None:
     base = load_base(tiny_base_folder("eps"))
-    asked = partial(prepare_training, text_encoder=True, gradient_checkpointing=checkpointing)
+
+    def asked(base: BaseModel, adapters: Mapping[str, Adapter]) -> dict[str, nn.Module]:
+        return prepare_training(base, True, checkpointing, adapters=adapters)
+
     one = Pass(PROMPTS, taught=0, resolution=4 * TINY_RESOLUTION, precision="fp32")
-    need = training_need(base, asked, one)
-    asked(base)
+    need = training_need(base, {}, asked, one)
+    asked(base, {})
     side = one.resolution // base.latent_factor
     noisy, t = torch.randn(4, 4, side, side), torch.zeros(4, dtype=torch.long)
 

@@ -18,6 +18,7 @@ from ldm.checkpoint import find_resume
 from ldm.data.dataset import Pictures, TrainingSet
 from ldm.data.latents import Latents
 from ldm.data.sizes import sizes_of_whole
+from ldm.models.adapters import AdapterSettings, add_adapters
 from ldm.models.base import load_base
 from ldm.models.ema import WeightAverage
 from ldm.models.trainable import prepare_training
@@ -84,6 +85,7 @@ def build_module(
     objective: dict[str, Any] | None = None,
     optimizer: dict[str, Any] | None = None,
     phases: dict[str, Any] | None = None,
+    adapter: dict[str, Any] | None = None,
     prior_weight: float = 1.0,
     **options: Any,
 ) -> DreamBoothModule:
@@ -98,8 +100,11 @@ def build_module(
         **(optimizer or {}),
     }
     when = Phases(**(phases or {}))
+    adapters = {}
+    if adapter:
+        adapters = add_adapters(base.networks, AdapterSettings(**adapter))
     return DreamBoothModule(
-        prepare_training(base, text_encoder, False, embedding=when.pivotal > 0),
+        prepare_training(base, text_encoder, False, embedding=when.pivotal > 0, adapters=adapters),
         base.text,
         Objective(
             NoiseSchedule.from_scheduler(base.scheduler), ObjectiveSettings(**objective or {})

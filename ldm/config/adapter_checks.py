@@ -1,0 +1,25 @@
+"""What of the section `adapter` cannot go together."""
+
+from collections.abc import Iterator
+
+from ldm.config.schema import Config
+
+
+def adapter_problems(config: Config) -> Iterator[str]:
+    """One line per impossible combination of keys of the section `adapter`."""
+    adapter = config.adapter
+    if adapter is None:
+        return
+    if adapter.kind == "oft":
+        if adapter.conv:
+            yield "adapter.conv=true: oft is for linear layers alone; take another adapter.kind"
+        for key in ("alpha", "text_encoder_alpha"):
+            if getattr(adapter, key) is not None:
+                yield f"adapter.{key}={getattr(adapter, key)}: oft has no alpha; leave it null"
+    if not config.model.train_text_encoder:
+        for key in ("text_encoder_rank", "text_encoder_alpha"):
+            if getattr(adapter, key) is not None:
+                yield (
+                    f"adapter.{key}={getattr(adapter, key)}: nothing uses it where "
+                    "model.train_text_encoder=false; leave it null"
+                )

@@ -1,0 +1,170 @@
+"""Runs that train an adapter: from the command line to files that others open."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+import main
+from ldm.checkpoint.snapshots import read_manifest
+from ldm.config import Evaluation
+from ldm.models.adapters.settings import Kind
+from ldm.models.base import load_base
+from ldm.run.folder import read_config
+from ldm.run.measuring import Measuring
+from ldm.run.prepare import prepare
+from ldm.run.results import export_chosen
+from ldm.run.trained import load_trained
+from scripts import export, sample
+from tests.models.test_adapters import predict
+from tests.workspace import Workspace, difference, weights
+
+TinyFolder = Callable[[str], Path]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, tiny_base_folder: TinyFolder) -> Workspace:
+    return Workspace(tmp_path_factory.mktemp("adapters"), tiny_base_folder("eps"))
+
+
+def settings_of(kind: str) -> dict[str, object]:
+    own: dict[str, object] = {"adapter__kind": kind, "adapter__rank": 4}
+    if kind != "oft":
+        own |= {"adapter__alpha": 2.0, "adapter__conv": "true", "adapter__text_encoder_rank": 2}
+    return own
+
+
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_a_run_of_every_kind(place: Workspace, kind: str) -> None:
+    """Two steps, snapshot, resume, both namings, pictures."""
+    straight = place.train(f"straight-{kind}", **settings_of(kind))
+    run = place.train(f"resumed-{kind}", training__steps=1, **settings_of(kind))
+    assert main.main(["--resume", str(run), "training.steps=2"]) == 0
+    for part in ("unet", "text_encoder"):
+        assert difference(straight, run, part=part) == 0
+        assert difference_of_steps(run, part) > 0
+        assert all("base_layer" not in key for key in weights(run, 2, part))
+    manifest = read_manifest(run / "snapshots" / "step-000002")
+    assert manifest["config"]["adapter"]["kind"] == kind
+    for naming in ("lora", "kohya"):
+        possible = (kind, naming) != ("oft", "kohya")
+        words = ["--run", str(run), "--format", naming, "--snapshot", "last"]
+        assert export.main(words) == (0 if possible else 2)
+        written = list((run / f"export-{naming}").rglob("*.safetensors"))
+        assert bool(written) == possible
+    out = run / "pictures"
+    words = ["--run", str(run), "--prompt", "a photo of [V] robot", "--n", "1", "--steps", "2"]
+    assert sample.main([*words, "--out", str(out), "--device", "cpu"]) == 0
+    assert list(out.glob("0*.png"))
+
+
+def difference_of_steps(run: Path, part: str) -> float:
+    first, second = weights(run, 1, part), weights(run, 2, part)
+    return max(float((first[key] - second[key]).abs().max()) for key in first)
+
+
+def test_other_adapter_settings_are_refused_on_resume(
+    place: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = place.train("refused", training__steps=1, adapter__rank=2)
+    for word in ("adapter.rank=4", "adapter=null", "adapter.targets=[to_k]"):
+        assert main.main(["--resume", str(run), "training.steps=2", word]) == 2
+        assert "adapter." in capsys.readouterr().err
+
+
+def test_a_target_that_matches_nothing_stops_the_run(
+    place: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = {"adapter__targets": "[up_blocks.0.atentions]"}
+    assert place.main("--name", "nowhere", "--dry-run", **words) == 2
+    assert "near are up_blocks.0.attentions" in capsys.readouterr().err
+    assert not list(place.logs.glob("*_nowhere"))
+
+
+def test_the_export_is_merged_and_has_the_adapter_beside_it(place: Workspace) -> None:
+    settings = {"adapter__kind": "dora", "adapter__rank": 4, "training__learning_rate": 0.05}
+    run = place.train("exported", **settings)
+    config = read_config(run)
+    config.evaluation = Evaluation(oracle=None)
+    ready = prepare(config)
+    measuring = Measuring(config, ready, run)
+    result = {
+        "chosen": 2,
+        "subject": {"identifier": "sks", "class_noun": "robot", "training": ["0.png"]},
+        "base_fingerprint": ready.base.fingerprint,
+        "snapshots": {"2": {}},
+    }
+    export_chosen(run, result, lambda step: measuring.loaded(step, torch.device("cpu")))
+    with torch.no_grad():
+        wanted = predict(load_trained(run, "last").base)
+        assert (wanted - predict(load_base(place.base))).abs().max() > 1e-3
+        torch.testing.assert_close(predict(load_base(run / "export")), wanted, rtol=0, atol=1e-5)
+        torch.testing.assert_close(predict(ready.base), wanted, rtol=0, atol=0)  # unmerged
+    names = {path.name for path in (run / "export" / "adapter").iterdir()}
+    assert names == {"pytorch_lora_weights.safetensors", "kohya.safetensors"}
+
+
+def test_a_lora_of_a_full_fine_tune(
+    place: Workspace, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    run = place.train("full", training__learning_rate=1e-2)
+    words = ["--run", str(run), "--snapshot", "last", "--format"]
+    assert export.main([*words, "kohya"]) == 2
+    assert "trained all weights and has no adapter; give --rank N" in capsys.readouterr().err
+    with caplog.at_level("INFO", logger="ldm"):
+        assert export.main([*words, "kohya", "--rank", "3", "--dtype", "fp16"]) == 0
+    assert "extracted at rank 3: " in caplog.text
+    (file,) = (run / "export-kohya").iterdir()
+    tensors = load_file(file)
+    assert tensors["lora_unet_conv_in.lora_down.weight"].shape == (3, 4, 3, 3)
+    assert export.main([*words, "embedding"]) == 0
+    assert load_file(run / "export-embedding" / "sks.safetensors")["<sks>"].shape == (1, 16)
+
+
+def test_no_embedding_where_none_was_trained(
+    place: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = place.train("no-embedding", training__steps=1, adapter__rank=2)
+    assert export.main(["--run", str(run), "--snapshot", "last", "--format", "embedding"]) == 2
+    assert "left the embedding of 'sks' as the base has it" in capsys.readouterr().err
+
+
+def test_the_identifiers_row_is_trained_first(
+    place: Workspace, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = {"adapter__rank": 2, "training__pivotal": 0.5}
+    straight = place.train("row", training__steps=4, snapshots__every=2, **settings)
+    key = "embeddings.token_embedding.rows"
+    first, last = (weights(straight, step, "text_encoder") for step in (2, 4))
+    assert first[key].shape == (1, 16) and not torch.equal(first[key], last[key])
+    start = load_base(place.base)
+    (token,) = start.tokenizer("sks", add_special_tokens=False).input_ids
+    assert not torch.equal(start.text_encoder.get_input_embeddings().weight[token], first[key][0])
+    zeros = [name for name in first if "lora_B" in name]
+    assert zeros and not any(first[name].any() for name in zeros), "nothing else moved yet"
+    assert all(last[name].any() for name in zeros)
+    run = place.train("row-resumed", training__steps=1, **settings)
+    assert main.main(["--resume", str(run), "training.steps=2"]) == 0
+    words = ["--run", str(straight), "--snapshot", "last", "--format"]
+    assert export.main([*words, "embedding"]) == 0
+    file = load_file(straight / "export-embedding" / "sks.safetensors")
+    assert torch.equal(file["<sks>"], last[key])
+    assert export.main([*words, "kohya"]) == 0
+    assert "write it with --format embedding" in caplog.text
+    alone = place.train("row-alone", model__train_text_encoder="false", **settings)
+    assert weights(alone, 2, "text_encoder").keys() == {key}
+    assert export.main(["--run", str(alone), "--snapshot", "last", "--format", "lora"]) == 0
+
+
+def test_grids_show_the_adapter(place: Workspace) -> None:
+    run = place.train("grid", adapter__rank=4, samples__every=2, training__learning_rate=0.1)
+    first, last = (
+        np.asarray(Image.open(run / "samples" / f"step-{step:06d}.png")).astype(int)
+        for step in (0, 2)
+    )
+    assert abs(first - last).max() > 1
