@@ -128,8 +128,8 @@ def test_rows_of_the_embedding_are_trained_and_merged(tiny_base_folder: TinyFold
         (token,) = base.tokenizer("sks", add_special_tokens=False).input_ids
         networks = networks_of(base) if layers else {"unet": base.unet}
         embedded = {"text_encoder": base.text_encoder}
-        rows = {"text_encoder": [token]}
-        adapters = add_adapters(networks, settings_of("lora"), 0, embedded, rows)
+        wanted = {"text_encoder": [token]}
+        adapters = add_adapters(networks, settings_of("lora"), 0, embedded, wanted)
         prepare_training(base, layers, False, embedding=True, adapters=adapters)
         torch.testing.assert_close(predict(base), untouched, rtol=0, atol=1e-5)
         (rows,) = adapters["text_encoder"].rows
