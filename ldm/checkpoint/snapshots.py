@@ -1,7 +1,7 @@
 """Snapshots: only what was trained, in safetensors, with a manifest of hashes and the config.
 
 RUN/snapshots/step-000400/unet.safetensors          keys of the module's state dict
-                          text_encoder.safetensors  when it was trained
+                          text_encoder.safetensors  when it was trained; of SDXL text_encoder_2 too
                           unet.ema.safetensors      the same keys, averaged weights, where asked for
                           manifest.json             step, config, size and sha256 of each file
 
@@ -115,7 +115,7 @@ def load_snapshot(
 ) -> dict[str, Any]:
     """Load a verified snapshot into `modules` (strictly, in place) and return its manifest.
 
-    `modules` may hold more than was trained ({"unet", "text_encoder"}): the rest stays as it is.
+    `modules` may hold more than was trained (`BaseModel.networks`): the rest stays as it is.
     ema: load the averaged weights, of each part that has them. Raises UserError for a damaged
     snapshot, a part that `modules` lacks, other keys or shapes, no averaged weights.
     """

@@ -26,7 +26,7 @@ def batches(module: DreamBoothModule, accumulate: int, **options: Any) -> list[d
     return [module.on_before_batch_transfer(dict(part), 0) for part in parts]
 
 
-@pytest.mark.parametrize("kind", ["eps", "v"])
+@pytest.mark.parametrize("kind", ["eps", "v", "sdxl"])
 def test_loss_is_the_formula_written_out(tiny_base_folder: BaseFolder, kind: str) -> None:
     module = build_module(tiny_base_folder(kind), seed=7, prior_weight=0.3, objective=MIN_SNR)
     (batch,) = batches(module, 1)
@@ -36,11 +36,14 @@ def test_loss_is_the_formula_written_out(tiny_base_folder: BaseFolder, kind: str
     )
     clean, noise = batch["latents"].double(), batch["noise"].double()
     noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
-    target = noise if kind == "eps" else alpha.sqrt() * noise - (1 - alpha).sqrt() * clean
+    target = alpha.sqrt() * noise - (1 - alpha).sqrt() * clean if kind == "v" else noise
     text = module.encode(batch["prompts"])
-    predicted = module.trained["unet"](noisy.float(), batch["timesteps"], text).sample
+    added = {"text_embeds": text.pooled, "time_ids": batch["sizes"]} if kind == "sdxl" else None
+    predicted = module.trained["unet"](
+        noisy.float(), batch["timesteps"], text.states, added_cond_kwargs=added
+    ).sample
     snr = (alpha / (1 - alpha)).flatten()
-    weight = snr.clamp(max=5) / (snr if kind == "eps" else snr + 1)
+    weight = snr.clamp(max=5) / (snr + 1 if kind == "v" else snr)
     each = weight * (predicted.double() - target).square().mean((1, 2, 3))
     instance, prior = each[:2].mean(), each[2:].mean()
     torch.testing.assert_close(out["loss/instance"].double(), instance, rtol=1e-4, atol=0)
@@ -214,14 +217,16 @@ class Teacher:
     """Predicts zero, and remembers what it was asked."""
 
     def __init__(self) -> None:
-        self.asked: list[tuple[int, list[str]]] = []
+        self.asked: list[tuple[list[str], torch.Tensor]] = []
 
     def to(self, device: Any) -> None:
         pass
 
-    def __call__(self, noisy: torch.Tensor, t: torch.Tensor, prompts: list[str]) -> torch.Tensor:
-        self.asked.append((len(noisy), prompts))
-        assert len(noisy) == len(t) == len(prompts)
+    def __call__(
+        self, noisy: torch.Tensor, t: torch.Tensor, prompts: list[str], sizes: torch.Tensor
+    ) -> torch.Tensor:
+        self.asked.append((prompts, sizes))
+        assert len(noisy) == len(t) == len(prompts) == len(sizes)
         return torch.zeros_like(noisy)
 
 
@@ -231,10 +236,12 @@ def test_class_samples_are_predicted_as_the_teacher_says(tiny_base_folder: BaseF
     plain = build_module(tiny_base_folder("eps"), seed=7)
     (batch,) = batches(module, 1)
     out, usual = module.training_step(batch, 0), plain.training_step(batch, 0)
-    assert teacher.asked == [(4, ["a drawing of a robot"] * 4)]
+    ((prompts, sizes),) = teacher.asked
+    assert prompts == ["a drawing of a robot"] * 4
+    assert torch.equal(sizes, batch["sizes"][2:])
     assert out["loss/instance"] == usual["loss/instance"]
     noisy = module.objective.noisy(batch)
-    text = module.encode(batch["prompts"])
+    text = module.encode(batch["prompts"]).states
     predicted = module.trained["unet"](noisy, batch["timesteps"], text).sample
     expected = predicted[2:].double().square().mean()
     torch.testing.assert_close(out["loss/prior"].double(), expected, rtol=1e-5, atol=0)
