@@ -256,7 +256,7 @@ def test_metadata_of_ours_that_are_damaged(
 
 @pytest.mark.usefixtures("foreign")
 def test_the_tokenizer_that_a_file_does_not_hold(
-    written: Callable[[str], Written], words: str, tmp_path: Path
+    written: Callable[[str], Written], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = saved(tmp_path / "m.safetensors", written("sd1").tensors)
 
@@ -271,6 +271,9 @@ def test_the_tokenizer_that_a_file_does_not_hold(
     assert "neither tokenizer.json nor vocab.json" in message(str(tmp_path / "empty"))
     said = message("data/storybook-sd")
     assert "has 718 tokens" in said and "that the model was trained with" in said
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: words)
+    own = written("sd1").parts["tokenizer"]
+    assert load_base(path).tokenizer("sks").input_ids == own("sks").input_ids, "from the hub"
     assert load_base(path, choices=Choices(tokenizer=words)).tokenizer.pad_token == "<|endoftext|>"
     second = saved(tmp_path / "2.safetensors", written("sd2").tensors)
     chosen = Choices(tokenizer=words, prediction_type="v_prediction")
