@@ -117,7 +117,7 @@ def test_a_training_checkpoint_is_read_as_tensors_alone(
     plain = read_single_file(path, tokenizer=words)
     assert "the ordinary ones are read (model.ema=false)" in caplog.text
     chosen = read_single_file(path, tokenizer=words, ema=True)
-    assert "those are read (model.ema=true)" in caplog.text
+    assert "the averaged ones are read (model.ema=true)" in caplog.text
     for key, weight in written("sd1").parts["unet"].state_dict().items():
         assert torch.equal(plain.parts["unet"].state_dict()[key], weight)
         assert torch.equal(chosen.parts["unet"].state_dict()[key], weight + 1)
