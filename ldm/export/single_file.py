@@ -131,6 +131,8 @@ def _model_spec(
     }
     if identifier := about.get("identifier"):
         spec["trigger_phrase"] = f"{identifier} {about.get('class_noun', '')}".strip()
+    if licence := about.get("licence"):
+        spec["license"] = str(licence)
     return {PREDICTION: "v" if prediction == "v_prediction" else prediction} | {
         f"modelspec.{key}": value for key, value in spec.items()
     }

@@ -50,7 +50,8 @@ def find_folder(
     name = str(source)
     if path.is_file() or not is_hub_id(name):
         raise UserError(
-            f"model {source}: no such folder; give a diffusers folder, a single file or a hub id"
+            f"model {source}: no such folder or file; give a diffusers folder, a single file or a "
+            "hub id"
         )
     return _download(name, revision, variant)
 

@@ -70,4 +70,4 @@ def fill_network(
         if getattr(module, "position_ids", None) is not None:
             count = module.position_ids.shape[-1]
             module.register_buffer("position_ids", torch.arange(count)[None], persistent=False)
-    return network.requires_grad_(True).eval()
+    return network.eval()

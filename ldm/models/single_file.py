@@ -141,7 +141,7 @@ def _names_in(
         log.info(
             "%s holds averaged weights of the UNet beside the ordinary ones: %s are read "
             "(model.ema=%s)",
-            *(file.path, "those" if ema else "the ordinary ones", str(ema).lower()),
+            *(file.path, "the averaged ones" if ema else "the ordinary ones", str(ema).lower()),
         )
     if ema:  # the original's LitEma drops the dots: a buffer's name may hold none
         for name in names:
@@ -166,14 +166,7 @@ def _check(
     problems += [] if problems else wrong_shapes(file, empty, places, names)
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        sizes = (
-            ""
-            if written_here
-            else (
-                f"; of a file that this program did not write, it must be {NAMES[kind]} of the "
-                "published size"
-            )
-        )
+        sizes = "" if written_here else "; what other programs wrote must have the published sizes"
         raise UserError(
             f"model {file.path}: not quite {NAMES[kind]}: it {'; it '.join(problems[:3])}"
             f"{more}{sizes}"

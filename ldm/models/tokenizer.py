@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldm.errors import UserError
+from ldm.models.folder import is_hub_id
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
@@ -26,7 +27,7 @@ def find_tokenizer(source: str | None) -> "CLIPTokenizer":
         return read_tokenizer(_fetch(CLIP, "model.tokenizer: not given"))
     folder = Path(source).expanduser()
     if not folder.is_dir():
-        if str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
+        if not is_hub_id(source):
             raise UserError(f"model.tokenizer={source}: no such folder; give one, or a hub id")
         folder = _fetch(source, f"model.tokenizer={source}")
     return read_tokenizer(folder / "tokenizer" if (folder / "tokenizer").is_dir() else folder)

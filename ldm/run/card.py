@@ -73,8 +73,8 @@ def _opening(about: Mapping[str, Any]) -> Iterator[str]:
 def _code(about: Mapping[str, Any]) -> str:
     prompt = next(iter(about.get("prompts", [])), "a photo of a dog")
     return (
-        "```python\nfrom diffusers import StableDiffusionPipeline\n\n"
-        'pipeline = StableDiffusionPipeline.from_pretrained("THIS FOLDER OR ITS HUB ID")\n'
+        "```python\nfrom diffusers import DiffusionPipeline\n\n"
+        'pipeline = DiffusionPipeline.from_pretrained("THIS FOLDER OR ITS HUB ID")\n'
         f"pipeline({prompt!r}).images[0].save('picture.png')\n```"
     )
 

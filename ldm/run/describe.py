@@ -55,7 +55,7 @@ def describe(
         "weights": weights,
         "prompts": list(dict.fromkeys(filled(config, config.subject.prompt))),
         "recipe": {key: told[key] for key in RECIPE if key in told},
-        "licence": licence_of(config.model.base, base.source),
+        "licence": licence_of(base.source),
         **pictures_of(run, Path(config.subject.pictures)),
     }
     if result and scores:
@@ -72,23 +72,20 @@ def base_name(source: str) -> str:
     return path.name if path.is_absolute() or source.startswith("~") else source
 
 
-def licence_of(*sources: str) -> str | None:
-    """The licence that a base's card or its metadata name; None where they name none."""
-    for source in sources:
-        path = Path(source).expanduser()
-        if path.is_file():
-            return open_weights(path).metadata.get("modelspec.license")
-        card = path / "README.md" if path.is_dir() else _cached_card(source)
-        if card is None or not card.is_file():
-            continue
-        parts = card.read_text("utf-8", errors="replace").split("---\n", 2)
-        try:
-            told = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0].strip() else {}
-        except yaml.YAMLError:
-            continue
-        if isinstance(told, dict) and told.get("license"):
-            return str(told["license"])
-    return None
+def licence_of(source: str) -> str | None:
+    """The licence that a base's card or a file's metadata name; None where they name none."""
+    path = Path(source).expanduser()
+    if path.is_file():
+        return open_weights(path).metadata.get("modelspec.license")
+    card = path / "README.md" if path.is_dir() else _cached_card(source)
+    if card is None or not card.is_file():
+        return None
+    parts = card.read_text("utf-8", errors="replace").split("---\n", 2)
+    try:
+        told = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0].strip() else None
+    except yaml.YAMLError:
+        return None
+    return str(told["license"]) if isinstance(told, dict) and told.get("license") else None
 
 
 def _cached_card(source: str) -> Path | None:

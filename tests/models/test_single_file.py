@@ -1,6 +1,10 @@
 """Single files: round trips, an original implementation, diffusers' own reader."""
 
+import copy
+import hashlib
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ldm.errors import UserError
 from ldm.export.single_file import write_single_file
 from ldm.models.single_file import SingleFile, read_single_file
 from tests.models.kinds import PREDICTIONS, TINY, Written, save_folder
@@ -125,3 +130,42 @@ def test_diffusers_own_reader_finds_the_same_weights(
     opened = pipeline.from_single_file(str(tiny.file), config=str(folder), local_files_only=True)
     for part, network in tiny.networks.items():
         same(network, getattr(opened, part))
+
+
+ARCHITECTURES = {
+    "sd1": "stable-diffusion-v1",
+    "sd2": "stable-diffusion-v2-768-v",
+    "sdxl": "stable-diffusion-xl-v1-base",
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_header_follows_modelspec(written: Callable[[str], Written], kind: str) -> None:
+    tiny = written(kind)
+    content = tiny.file.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    told = json.loads(content[8 : 8 + length])["__metadata__"]
+    assert told["format"] == "pt" and told["modelspec.sai_model_spec"] == "1.0.0"
+    assert told["modelspec.architecture"] == ARCHITECTURES[kind]
+    assert told["modelspec.prediction_type"] == ("v" if kind == "sd2" else "epsilon")
+    assert told["modelspec.resolution"] == "16x16"
+    assert (told["modelspec.title"], told["modelspec.trigger_phrase"]) == ("tiny", "sks robot")
+    digest = hashlib.sha256(content[8 + length :]).hexdigest()
+    assert told["modelspec.hash_sha256"] == f"0x{digest}"
+    assert all(isinstance(value, str) for value in told.values())
+
+
+def test_numbers_too_large_for_half_precision_are_noticed(
+    written: Callable[[str], Written], tmp_path: Path
+) -> None:
+    parts = {name: part for name, part in written("sd1").parts.items() if name != "scheduler"}
+    scheduler, vae = written("sd1").parts["scheduler"], copy.deepcopy(parts["vae"])
+    with torch.no_grad():
+        vae.decoder.conv_out.bias[0] = 7e4
+    parts["vae"] = vae
+    out = tmp_path / "m.safetensors"
+    with pytest.raises(UserError, match=r"first_stage_model.decoder.conv_out.bias.*bf16"):
+        write_single_file(parts, scheduler, 16, out, torch.float16, {})
+    assert not any(tmp_path.iterdir()), "nothing is left behind"
+    write_single_file(parts, scheduler, 16, out, torch.bfloat16, {})
+    assert load_file(out)["first_stage_model.quant_conv.bias"].dtype is torch.bfloat16

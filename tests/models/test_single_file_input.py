@@ -120,7 +120,7 @@ def test_a_training_checkpoint_is_read_as_tensors_alone(
     plain = read_single_file(path, tokenizer=words)
     assert "the ordinary ones are read (model.ema=false)" in caplog.text
     chosen = read_single_file(path, tokenizer=words, ema=True)
-    assert "those are read (model.ema=true)" in caplog.text
+    assert "the averaged ones are read (model.ema=true)" in caplog.text
     for key, weight in written("sd1").parts["unet"].state_dict().items():
         assert torch.equal(plain.parts["unet"].state_dict()[key], weight)
         assert torch.equal(chosen.parts["unet"].state_dict()[key], weight + 1)
@@ -259,7 +259,7 @@ def test_metadata_of_ours_that_are_damaged(
 
 @pytest.mark.usefixtures("foreign")
 def test_the_tokenizer_that_a_file_does_not_hold(
-    written: Callable[[str], Written], words: str, tmp_path: Path
+    written: Callable[[str], Written], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = saved(tmp_path / "m.safetensors", written("sd1").tensors)
 
@@ -274,6 +274,9 @@ def test_the_tokenizer_that_a_file_does_not_hold(
     assert "neither tokenizer.json nor vocab.json" in message(str(tmp_path / "empty"))
     said = message("data/storybook-sd")
     assert "has 718 tokens" in said and "that the model was trained with" in said
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: words)
+    own = written("sd1").parts["tokenizer"]
+    assert load_base(path).tokenizer("sks").input_ids == own("sks").input_ids, "from the hub"
     assert load_base(path, choices=Choices(tokenizer=words)).tokenizer.pad_token == "<|endoftext|>"
     second = saved(tmp_path / "2.safetensors", written("sd2").tensors)
     chosen = Choices(tokenizer=words, prediction_type="v_prediction")

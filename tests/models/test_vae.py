@@ -4,8 +4,10 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import save_file
 
 from ldm.errors import UserError
@@ -64,6 +66,25 @@ def test_every_form_takes_the_place_of_the_bases_own(
     assert base.vae.dtype is torch.float32 and not base.vae.training
     assert base.vae_fingerprint != plain.vae_fingerprint
     assert base.fingerprint != plain.fingerprint
+
+
+def test_a_hub_id_is_fetched(folder: Path, others: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def fetch(name: str, allow_patterns: list[str]) -> str:
+        asked.append(name)
+        assert {"config.json", "vae/config.json"} <= set(allow_patterns)
+        if name == "owner/none":
+            raise LocalEntryNotFoundError("no network")
+        return str(others / "vae")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    base = load_base(folder, choices=Choices(vae="owner/vae"))
+    assert asked == ["owner/vae"]
+    own = load_base(folder, choices=Choices(vae=str(others / "vae")))
+    assert base.vae_fingerprint == own.vae_fingerprint
+    with pytest.raises(UserError, match="model.vae=owner/none: no folder of this name"):
+        load_base(folder, choices=Choices(vae="owner/none"))
 
 
 def test_exports_contain_it(folder: Path, others: Path, tmp_path: Path) -> None:
