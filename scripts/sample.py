@@ -29,6 +29,7 @@ EXAMPLES = """\
 examples:
   python scripts/sample.py --run logs/RUN --prompt "a drawing of [V] robot on the beach"
   python scripts/sample.py --run logs/RUN --snapshot 200 --prompts-file prompts.txt --n 8 --seed 100
+  python scripts/sample.py --model owner/name --lora dog.safetensors:0.8 --prompt "a sks dog"
   python scripts/sample.py --model data/storybook-sd --prompt "a drawing of a red dog in the snow"
 """
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -55,6 +56,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--run", type=Path, help="run folder below logs/")
     source.add_argument("--model", metavar="FOLDER_OR_ID", help="diffusers folder or hub id")
+    add("--lora", nargs="+", default=[], metavar="FILE[:WEIGHT]", help="of --model: added to it")
     add("--snapshot", metavar="best|last|STEP", help="of the run (default: best)")
     add("--ema", action="store_true", help="of the snapshot the moving average of the weights")
     add("--identifier", metavar="WORD", help="what [V] stands for (default: the run's)")
@@ -79,6 +81,8 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     for given, option in ((args.snapshot, "--snapshot"), (args.ema, "--ema")):
         if args.model and given:
             parser.error(f"{option} belongs to --run")
+    if args.run and args.lora:
+        parser.error("--lora belongs to --model")
     return args
 
 
@@ -159,10 +163,18 @@ def from_run(args: argparse.Namespace, dtype: "torch.dtype") -> Model:
 
 def from_model(args: argparse.Namespace, dtype: "torch.dtype") -> Model:
     """A model as it is; one that was exported here says what [V] stands for."""
+    import torch
+
     from ldm.checkpoint.files import read_json
     from ldm.export import ABOUT
+    from ldm.models.adapters.files import add_lora_files, parse_lora
+    from ldm.run.settings import weights_with
 
-    base = load_model(args.model, dtype)
+    loras = [parse_lora(text) for text in args.lora]
+    base = load_model(args.model, torch.float32 if loras else dtype)
+    if loras:
+        add_lora_files(base, loras)
+        base.to("cpu", dtype)
     told = (read_json(Path(args.model) / ABOUT) or {}).get("identifier")
     identifier = args.identifier or told
     now = datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
@@ -172,7 +184,11 @@ def from_model(args: argparse.Namespace, dtype: "torch.dtype") -> Model:
         Sampling(),
         base.default_resolution,
         args.out or Path("logs") / "samples" / now,
-        {"model": base.source, "fingerprint": base.fingerprint},
+        {
+            "model": base.source,
+            "fingerprint": weights_with(base.fingerprint, loras),
+            **({"lora": args.lora} if loras else {}),
+        },
     )
 
 

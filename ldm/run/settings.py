@@ -1,11 +1,12 @@
 """What a run samples with: its prompts, the section `sampling`, what a grid says of itself."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from ldm.checkpoint.files import sha256_of
 from ldm.config import Config
 from ldm.data.prompts import fill_all
 from ldm.models.base import BaseModel
@@ -49,6 +50,14 @@ def weights_of(manifest: Mapping[str, Any], base_fingerprint: str, ema: bool = F
     hashes = sorted(file["sha256"] for file in manifest["files"].values())
     text = f"{base_fingerprint} {hashes}" + (" EMA" if ema else "")
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def weights_with(base_fingerprint: str, loras: Sequence[tuple[Path, float]]) -> str:
+    """What the weights of a base are known by once LoRA files are added to it."""
+    if not loras:
+        return base_fingerprint
+    added = [(sha256_of(path), weight) for path, weight in loras]
+    return hashlib.sha256(f"{base_fingerprint} {added}".encode()).hexdigest()
 
 
 def as_trained(config: Config, base: BaseModel) -> BaseModel:
