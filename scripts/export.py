@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ldm.errors import exit_status
-from ldm.run.command import add_choices, choices_of, given_choices
+from ldm.run.command import add_choices, choices_of, given_choices, loras_of
 
 EXAMPLES = """\
 examples:
@@ -24,6 +24,8 @@ examples:
   python scripts/export.py --run logs/RUN --format diffusers --push OWNER/NAME
   python scripts/export.py --run logs/RUN --format lora
   python scripts/export.py --run logs/RUN --format kohya --rank 32 --dtype fp16
+  python scripts/export.py --model owner/name --lora a.safetensors:0.7 b.safetensors:0.5 \\
+      --format single-file --out models/both.safetensors
 """
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 FORMATS = ("diffusers", "single-file", "lora", "kohya", "embedding")
@@ -75,7 +77,7 @@ def export(args: argparse.Namespace) -> list[str]:
     if args.run:
         exported = of_run(args.run, args.snapshot or "best", args.ema, args.rank)
     else:
-        exported = of_model(args.model, choices_of(args, args.ema))
+        exported = of_model(args.model, choices_of(args, args.ema), loras_of(args))
     WRITERS[args.format](exported, out, getattr(torch, DTYPES[args.dtype]))
     return [str(out), *([push(out, args.push)] if args.push else [])]
 

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ldm.config import Sampling
 from ldm.errors import UserError, exit_status
-from ldm.run.command import add_choices, choices_of, given_choices
+from ldm.run.command import add_choices, choices_of, given_choices, loras_of
 from ldm.sampling.samplers import SAMPLERS
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ EXAMPLES = """\
 examples:
   python scripts/sample.py --run logs/RUN --prompt "a drawing of [V] robot on the beach"
   python scripts/sample.py --run logs/RUN --snapshot 200 --prompts-file prompts.txt --n 8 --seed 100
+  python scripts/sample.py --model owner/name --lora dog.safetensors:0.8 --prompt "a sks dog"
   python scripts/sample.py --model data/storybook-sd --prompt "a drawing of a red dog in the snow"
 """
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -167,9 +168,9 @@ def from_run(args: argparse.Namespace, dtype: "torch.dtype") -> Model:
 def from_model(args: argparse.Namespace, dtype: "torch.dtype") -> Model:
     """A model as it is; one that was exported here says what [V] stands for."""
     from ldm.export import read_about
-    from ldm.models.base import load_base
+    from ldm.run.trained import load_model
 
-    base = load_base(args.model, dtype, choices=choices_of(args, args.ema))
+    base = load_model(args.model, choices_of(args, args.ema), loras_of(args), dtype)
     told = read_about(args.model).get("identifier")
     identifier = args.identifier or told
     now = datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
@@ -179,7 +180,11 @@ def from_model(args: argparse.Namespace, dtype: "torch.dtype") -> Model:
         Sampling(),
         base.default_resolution,
         args.out or Path("logs") / "samples" / now,
-        {"model": base.source, "fingerprint": base.fingerprint},
+        {
+            "model": base.source,
+            "fingerprint": base.fingerprint,
+            **({"lora": args.lora} if args.lora else {}),
+        },
     )
 
 

@@ -25,6 +25,7 @@ from ldm.checkpoint.tensors import write_tensors
 from ldm.export.lora import Files, write_files
 from ldm.models.base import BaseModel
 from ldm.models.folder import WEIGHT_STEMS
+from ldm.models.pipeline import pipeline_of
 
 ABOUT = "dreambooth.json"  # beside model_index.json: what the model was taught
 # transformers drops it since 5.6, and reads it still; what reads Stable Diffusion wants it.
@@ -66,7 +67,7 @@ def export_folder(
 
 def _write_configs(base: BaseModel, folder: Path, dtype: torch.dtype) -> None:
     """Everything but weights; where the base's own files lay stands nowhere."""
-    _pipeline(base).save_config(folder)  # model_index.json
+    pipeline_of(base).save_config(folder)  # model_index.json
     names = (("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2"))
     pairs = zip(base.text.tokenizers, base.text.encoders, strict=True)
     for (tokenizer_name, encoder_name), (tokenizer, encoder) in zip(names, pairs, strict=False):
@@ -82,28 +83,6 @@ def _write_configs(base: BaseModel, folder: Path, dtype: torch.dtype) -> None:
         config.pop("_name_or_path", None)
         (folder / name).mkdir()
         write_json(folder / name / "config.json", config)
-
-
-def _pipeline(base: BaseModel) -> Any:
-    """The parts as diffusers' pipeline for them."""
-    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
-
-    parts: dict[str, Any] = {
-        "tokenizer": base.tokenizer,
-        **base.networks,
-        "vae": base.vae,
-        "scheduler": base.scheduler,
-    }
-    if base.text_encoder_2 is None:
-        return StableDiffusionPipeline(
-            **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
-        )
-    return StableDiffusionXLPipeline(
-        **parts,
-        tokenizer_2=base.tokenizer_2,
-        force_zeros_for_empty_prompt=base.zero_empty_prompt,
-        add_watermarker=False,
-    )
 
 
 def _tensors(part: str, network: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """What several scripts take of their command line: which model, and what of it."""
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -13,6 +14,8 @@ def add_choices(parser: argparse.ArgumentParser) -> None:
     add("--tokenizer", metavar="FOLDER_OR_ID", help="of a single file, which holds none")
     add("--prediction-type", choices=("epsilon", "v_prediction"), help="where it does not say so")
     add("--vae", metavar="FOLDER_OR_FILE", help="another one, of the same latents")
+    loras = "files of LoRA, added to its weights times WEIGHT (default: 1)"
+    add("--lora", nargs="+", default=[], metavar="FILE[:WEIGHT]", help=loras)
 
 
 def choices_of(args: argparse.Namespace, ema: bool = False) -> "Choices":
@@ -22,11 +25,19 @@ def choices_of(args: argparse.Namespace, ema: bool = False) -> "Choices":
     return Choices(args.tokenizer, args.prediction_type, ema, args.vae)
 
 
+def loras_of(args: argparse.Namespace) -> list[tuple[Path, float]]:
+    """File and weight of each --lora. UserError: no such file."""
+    from ldm.models.adapters.files import parse_lora
+
+    return [parse_lora(text) for text in args.lora]
+
+
 def given_choices(args: argparse.Namespace) -> list[str]:
     """Those options that were given."""
     options = {
         "--tokenizer": args.tokenizer,
         "--prediction-type": args.prediction_type,
         "--vae": args.vae,
+        "--lora": args.lora or None,
     }
     return [option for option, value in options.items() if value is not None]

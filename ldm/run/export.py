@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from ldm.export import (
 )
 from ldm.export.single_file import SUFFIX
 from ldm.models.adapters import Adapter, extract_lora, merged
-from ldm.models.base import BaseModel, load_base
+from ldm.models.base import BaseModel
 from ldm.models.choices import Choices
 from ldm.models.single_file import ABOUT as KEY
 from ldm.models.weights_file import open_weights
@@ -35,7 +35,7 @@ from ldm.run.folder import read_config
 from ldm.run.results import EXPORT, RESULT
 from ldm.run.settings import as_trained, weights_of
 from ldm.run.subjects import identifiers_of
-from ldm.run.trained import load_trained, load_untouched
+from ldm.run.trained import load_model, load_trained, load_untouched
 
 log = logging.getLogger(__name__)
 
@@ -75,10 +75,12 @@ def of_run(run: Path, snapshot: str, ema: bool, rank: int | None = None) -> Expo
     return Exported(untouched, about, run, adapters)
 
 
-def of_model(source: str, choices: Choices) -> Exported:
-    """A folder, a hub id or a single file."""
-    model, about = load_base(source, choices=choices), read_about(source)
-    known = {"base": base_name(source), "licence": licence_of(source)}
+def of_model(source: str, choices: Choices, loras: Sequence[tuple[Path, float]] = ()) -> Exported:
+    """A folder, a hub id or a single file, with LoRA files added times their weights."""
+    model, about = load_model(source, choices, loras), read_about(source)
+    known: dict[str, Any] = {"base": base_name(source), "licence": licence_of(source)}
+    if loras:
+        known["loras"] = {path.name: weight for path, weight in loras}
     return Exported(model, {**known, **about})
 
 

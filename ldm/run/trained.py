@@ -1,16 +1,19 @@
 """A finished or running run's model, with the weights of one of its snapshots."""
 
+import hashlib
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ldm.checkpoint.files import sha256_of
 from ldm.checkpoint.snapshots import find_snapshot, load_snapshot
 from ldm.config import Config
 from ldm.models.adapters import Adapter
+from ldm.models.adapters.files import add_lora_files
 from ldm.models.base import BaseModel, load_base
 from ldm.models.choices import Choices
 from ldm.run.adapters import adapters_of
@@ -28,6 +31,25 @@ class Trained:
     adapters: Mapping[str, Adapter]
     snapshot: Path
     manifest: Mapping[str, Any]
+
+
+def load_model(
+    source: str,
+    choices: Choices,
+    loras: Sequence[tuple[Path, float]] = (),
+    dtype: torch.dtype = torch.float32,
+) -> BaseModel:
+    """A folder, hub id or single file, with LoRA files added times their weights.
+
+    Its fingerprint is of all that. UserError: what cannot be loaded, or does not fit.
+    """
+    base = load_base(source, torch.float32 if loras else dtype, choices=choices)
+    if not loras:
+        return base
+    add_lora_files(base, loras)
+    added = [(sha256_of(path), weight) for path, weight in loras]
+    known_by = hashlib.sha256(f"{base.fingerprint} {added}".encode()).hexdigest()
+    return replace(base, fingerprint=known_by).to("cpu", dtype)
 
 
 def load_untouched(config: Config, dtype: torch.dtype = torch.float32) -> BaseModel:

@@ -16,10 +16,11 @@ from torch import Tensor
 from ldm.errors import UserError
 from ldm.export import diffusers_files, embedding_file, kohya_file, write_files
 from ldm.export.kohya import layer_names
-from ldm.export.lora import LORA_METADATA
+from ldm.export.lora import LORA_METADATA, TensorFile
 from ldm.models.adapters import Adapter, add_adapters
 from ldm.models.base import BaseModel, load_base
 from ldm.models.keys import original_layers
+from scripts import export
 from tests.models.test_adapters import disturb, networks_of, predict, settings_of
 
 TinyFolder = Callable[[str], Path]
@@ -284,3 +285,61 @@ def test_the_identifiers_embedding_is_a_textual_inversion(
         text = pipeline.text_encoder(ids)[0]
         got = pipeline.unet(noisy, torch.tensor([3, 700]), encoder_hidden_states=text).sample
     torch.testing.assert_close(got, wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("naming", ("diffusers", "kohya"))
+def test_several_files_are_added_with_weights(
+    tiny_base_folder: TinyFolder, tmp_path: Path, naming: str
+) -> None:
+    """W + 0.7 of one change + 0.5 of the other, and nothing of peft is left."""
+    folder = tiny_base_folder("eps")
+    plain = load_base(folder)
+    start = {k: t.clone() for k, t in plain.unet.state_dict().items()}
+    expected = dict(start)
+    words = []
+    for number, share in enumerate((0.7, 0.5)):
+        base = load_base(folder)
+        adapters = add_adapters(networks_of(base), settings_of("lora"))
+        disturb(adapters, seed=number)
+        if naming == "diffusers":
+            (file,) = diffusers_files(adapters).values()
+        else:
+            file = kohya_file(adapters, "sd1", ABOUT)
+        write_files(tmp_path, {f"{number}.safetensors": file}, torch.float32)
+        words.append(f"{tmp_path / str(number)}.safetensors:{share}")
+        for adapter in adapters.values():
+            adapter.merge()
+        for key, tensor in base.unet.state_dict().items():
+            expected[key] = expected[key] + share * (tensor - start[key])
+    asked = ["--model", str(folder), "--format", "diffusers", "--out", str(tmp_path / "both")]
+    assert export.main([*asked, "--lora", *words]) == 0
+    merged = load_base(tmp_path / "both").unet.state_dict()
+    assert merged.keys() == expected.keys()
+    for key, tensor in merged.items():
+        torch.testing.assert_close(tensor, expected[key], rtol=0, atol=1e-5)
+
+
+def test_files_that_do_not_fit(
+    tiny_base_folder: TinyFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tiny_base_folder("eps")
+    torch.manual_seed(0)
+    unet = xl_unet()
+    wide = add_adapters({"unet": unet}, settings_of("lora"))
+    _, dora, _ = adapted(folder, "dora")
+    files: dict[str, TensorFile | str | bytes] = {
+        "xl.safetensors": kohya_file(wide, "sdxl", ABOUT),
+        "dora.safetensors": kohya_file(dora, "sd1", ABOUT),
+        "text.safetensors": "no tensors",
+    }
+    write_files(tmp_path, files, torch.float32)
+    words = ["--model", str(folder), "--format", "diffusers", "--out", str(tmp_path / "out")]
+    for name, said in {
+        "xl": "does not fit",
+        "dora": "it is of a kind (as DoRA in kohya's naming)",
+        "text": "no readable safetensors file",
+        "none": "no such file; give a LoRA as FILE or FILE:WEIGHT",
+    }.items():
+        assert export.main([*words, "--lora", f"{tmp_path / name}.safetensors:0.5"]) == 2
+        assert said in capsys.readouterr().err, name
+    assert not (tmp_path / "out").exists()

@@ -10,6 +10,9 @@ import torch
 from ldm.models.base import load_base
 from tests.models.test_adapters import fingerprint
 from tests.training.job import train
+from tests.training.test_processes import processes
+from tests.training.test_resume_exactly import run_jobs
+from tests.workspace import weights
 
 TinyFolder = Callable[[str], Path]
 
@@ -68,3 +71,21 @@ def test_half_precision_and_checkpointing_run(tmp_path: Path, tiny_base_folder: 
         )
         for parameter in module.parameters():
             assert parameter.dtype == torch.float32 and parameter.isfinite().all()
+
+
+def test_two_processes_train_what_one_does(tmp_path: Path, tiny_base_folder: TinyFolder) -> None:
+    folder = tiny_base_folder("eps")
+    common: dict[str, Any] = {
+        "steps": 4,
+        "accumulate": 1,
+        "adapter": {"rank": 4, "conv": True},
+        "save_every": 4,
+    }
+    made = run_jobs(folder, {**common, "run": str(tmp_path / "two"), "hardware": processes(2)})
+    assert made.returncode == 0, made.stderr
+    train(tmp_path / "one", folder, **common)
+    for part in ("unet", "text_encoder"):
+        one, two = (weights(tmp_path / name, 4, part) for name in ("one", "two"))
+        start = torch.cat([tensor.flatten() for tensor in one.values()])
+        end = torch.cat([two[key].flatten() for key in one])
+        assert (start - end).norm() < 1e-4 * start.norm()
