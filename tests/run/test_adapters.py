@@ -168,3 +168,30 @@ def test_grids_show_the_adapter(place: Workspace) -> None:
         for step in (0, 2)
     )
     assert abs(first - last).max() > 1
+
+
+def test_pictures_of_a_lora_file_are_those_of_its_run(
+    place: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = place.train("file", adapter__rank=4, adapter__alpha=2.0, training__learning_rate=0.05)
+    assert export.main(["--run", str(run), "--snapshot", "last", "--format", "kohya"]) == 0
+    (file,) = (run / "export-kohya").iterdir()
+    words = ["--prompt", "a photo of sks robot", "--n", "1", "--device", "cpu", "--scale", "3"]
+    words += ["--steps", "2", "--sampler", "ddim", "--out"]
+    model = ["--model", str(place.base)]
+    pictures = []
+    for name, source in {
+        "run": ["--run", str(run), "--snapshot", "last"],
+        "file": [*model, "--lora", str(file)],
+        "half": [*model, "--lora", f"{file}:0.5"],
+        "none": model,
+    }.items():
+        assert sample.main([*source, *words, str(run / name)]) == 0
+        (path,) = (run / name).glob("0*.png")
+        pictures.append(np.asarray(Image.open(path)).astype(int))
+    of_run, of_file, half, none = pictures
+    assert abs(of_run - of_file).max() <= 1
+    assert abs(of_run - half).max() > 1 and abs(half - none).max() > 1
+    with pytest.raises(SystemExit):
+        sample.main(["--run", str(run), "--lora", str(file), *words, "x"])
+    assert "--lora belongs to --model" in capsys.readouterr().err
