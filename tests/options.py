@@ -9,6 +9,8 @@ OPTIONS: dict[str, tuple[object, ...]] = {
     "model__train_text_encoder": ("true", "false"),
     "model__prediction_type": ("null", "v_prediction"),
     "model__vae": ("null", "other"),
+    "model__clip_skip": (0, 1),
+    "model__prompt_chunks": (1, 2),
     "model__gradient_checkpointing": ("false", "true"),
     "adapter": ("null", *KINDS),
     "adapter__dropout": (0.0, 0.2),

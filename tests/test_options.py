@@ -128,6 +128,8 @@ LORA: dict[str, object] = {"adapter__kind": "lora", "adapter__rank": 2}
 CHANGES: list[tuple[dict[str, object], dict[str, object]]] = [
     ({}, {"seed": 1}),
     ({}, {"model__prediction_type": "v_prediction"}),
+    ({}, {"model__clip_skip": 1}),
+    ({}, {"model__prompt_chunks": 2}),
     ({}, {"training__learning_rate": 0.002}),
     ({}, {"training__text_encoder_learning_rate": 0.0001}),
     ({}, {"training__weight_decay": 0.5}),

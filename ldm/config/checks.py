@@ -12,6 +12,8 @@ from ldm.config.schema import Config
 
 AT_LEAST: dict[str, float] = {
     "seed": 0,
+    "model.clip_skip": 0,
+    "model.prompt_chunks": 1,
     "adapter.rank": 1,
     "adapter.text_encoder_rank": 1,
     "adapter.dropout": 0,
@@ -77,6 +79,7 @@ MORE_THAN: dict[str, float] = {
     "ema.power": 0,
 }
 AT_MOST: dict[str, float] = {
+    "model.prompt_chunks": 8,
     "adapter.dropout": 0.99,
     "prior.caption_dropout": 1,
     "training.learning_rate": 1,

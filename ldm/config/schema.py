@@ -20,6 +20,8 @@ class Model:
     prediction_type: Literal["epsilon", "v_prediction"] | None = None  # None: the base's own
     ema: bool = False  # of a single file: the averaged weights in it
     vae: str | None = None  # another: folder, hub id or file; None: the base's own
+    clip_skip: int = 0  # last layers of the text encoder to pass over; A1111 counts one more
+    prompt_chunks: int = 1  # windows of 75 tokens that a prompt has
     train_text_encoder: bool = True  # False trains the UNet alone
     gradient_checkpointing: bool = False  # less memory, about a third more time
 

@@ -16,7 +16,7 @@ from ldm.models.folder import PARTS, SDXL_PARTS, check_parts, find_folder, finge
 from ldm.models.keys import Kind, kind_of
 from ldm.models.kind import is_sdxl, zeroes_empty_prompt
 from ldm.models.single_file import read_single_file
-from ldm.models.text import TextEncoders
+from ldm.models.text import USUAL, Reading, TextEncoders
 from ldm.models.vae import fingerprint_of_vae
 from ldm.models.weights import load_weights
 
@@ -33,7 +33,7 @@ class BaseModel:
 
     `fingerprint` is a sha256 over every file that was loaded, `vae_fingerprint` over the VAE's
     only (latents depend on nothing else). SDXL has a second tokenizer and text encoder;
-    zero_empty_prompt: see `TextEncoders`.
+    zero_empty_prompt: see `TextEncoders`; reading: how prompts are read.
     """
 
     tokenizer: "CLIPTokenizer"
@@ -47,6 +47,7 @@ class BaseModel:
     tokenizer_2: "CLIPTokenizer | None" = None
     text_encoder_2: "CLIPTextModelWithProjection | None" = None
     zero_empty_prompt: bool = False
+    reading: Reading = USUAL
 
     @property
     def networks(self) -> dict[str, nn.Module]:
@@ -65,11 +66,12 @@ class BaseModel:
     def text(self) -> TextEncoders:
         """What turns prompts into embeddings; it shares the networks."""
         if self.tokenizer_2 is None:
-            return TextEncoders((self.tokenizer,), (self.text_encoder,))
+            return TextEncoders((self.tokenizer,), (self.text_encoder,), reading=self.reading)
         return TextEncoders(
             (self.tokenizer, self.tokenizer_2),
             (self.text_encoder, self.text_encoder_2),
             self.zero_empty_prompt,
+            self.reading,
         )
 
     def with_own_tokenizers(self) -> Self:

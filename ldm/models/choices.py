@@ -2,13 +2,15 @@
 
 import hashlib
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ldm.errors import UserError
+from ldm.models.text import USUAL, Reading
 from ldm.models.vae import fingerprint_of_vae, load_vae
 
 if TYPE_CHECKING:
@@ -22,13 +24,21 @@ class Choices:
     """None, or False: the base's own. The names are those of the configuration's `model.`.
 
     tokenizer: folder or hub id, for single files, which hold none. prediction_type: "epsilon" or
-    "v_prediction". ema: a single file's averaged weights. vae: folder, hub id or file.
+    "v_prediction". ema: a single file's averaged weights. vae: folder, hub id or file. reading:
+    `model.clip_skip` and `model.prompt_chunks`.
     """
 
     tokenizer: str | None = None
     prediction_type: str | None = None
     ema: bool = False
     vae: str | None = None
+    reading: Reading = USUAL
+
+    def with_told(self, about: Mapping[str, Any]) -> "Choices":
+        """How a model was trained to read prompts, as an export says of itself; unless chosen."""
+        if self.reading != USUAL or "reading" not in about:
+            return self
+        return replace(self, reading=Reading(**about["reading"]))
 
     def check_for_folder(self, source: str | Path) -> None:
         """UserError for what only a single file can be given."""
@@ -68,7 +78,20 @@ def with_choices(base: "BaseModel", choices: Choices) -> "BaseModel":
         base = replace(
             base, vae=vae, vae_fingerprint=own, fingerprint=_joined(base.fingerprint, own)
         )
+    if choices.reading != USUAL:
+        _check_layers(base, choices.reading)
+        told = f"{choices.reading}"
+        base = replace(base, reading=choices.reading, fingerprint=_joined(base.fingerprint, told))
     return base
+
+
+def _check_layers(base: "BaseModel", reading: Reading) -> None:
+    least = min(encoder.config.num_hidden_layers for encoder in base.text.encoders)
+    if reading.clip_skip + len(base.text.encoders) > least:
+        raise UserError(
+            f"model.clip_skip={reading.clip_skip}: {base.source} has text encoders of {least} "
+            "layers; 1 is usual where a model asks for clip skip 2"
+        )
 
 
 def _joined(*fingerprints: str) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
@@ -45,6 +46,22 @@ class TextEmbedding:
 
 
 @dataclass(frozen=True)
+class Reading:
+    """How prompts are read. No weights say so: whoever draws with a model has to know it.
+
+    clip_skip: how many of a text encoder's last layers are passed over (diffusers' `clip_skip`;
+    A1111's "Clip skip" is one more). chunks: how many windows of the encoder's length a prompt
+    has, encoded apart and laid end to end, as in A1111 and ComfyUI.
+    """
+
+    clip_skip: int = 0
+    chunks: int = 1
+
+
+USUAL = Reading()
+
+
+@dataclass(frozen=True)
 class TextEncoders:
     """The tokenizers and text encoders of one base, in the same order: one of each, or SDXL's two.
 
@@ -54,31 +71,43 @@ class TextEncoders:
     tokenizers: tuple["CLIPTokenizer", ...]
     encoders: tuple[Any, ...]
     zero_empty_prompt: bool = False
+    reading: Reading = USUAL
+
+    @property
+    def room(self) -> int:
+        """How many tokens of a prompt are seen."""
+        return self.reading.chunks * (self.tokenizers[0].model_max_length - 2)  # start and end
 
     def encode(self, prompts: Sequence[str], device: str | torch.device) -> TextEmbedding:
-        """Encode N prompts, L = the tokenizer's model_max_length.
+        """Encode N prompts, L = chunks x the tokenizer's model_max_length.
 
         Of one encoder: its last hidden states, as in diffusers' StableDiffusionPipeline. Of SDXL's
         two: the hidden states before the last layer, side by side, and the second one's projection
-        of its end token (arXiv 2307.01952, section 2.1), as in StableDiffusionXLPipeline.
+        of its (first) end token (arXiv 2307.01952, section 2.1), as in StableDiffusionXLPipeline.
 
         Equal prompts go through the encoders once and are indexed, so that a batch of few distinct
-        prompts is cheap; gradients are those of encoding each. A prompt of more than L tokens is
-        cut, with one warning per prompt.
+        prompts is cheap; gradients are those of encoding each. A prompt of more than `room` tokens
+        is cut, with one warning per prompt.
         """
         distinct = list(dict.fromkeys(prompts))
         for prompt in distinct:
-            _warn_if_cut(self.tokenizers[0], prompt)
+            _warn_if_cut(self.tokenizers[0], prompt, self.room)
+        skip, chunks = self.reading.clip_skip, self.reading.chunks
         two = len(self.encoders) > 1
         outputs = [
-            _run(tokenizer, encoder, distinct, device, output_hidden_states=two)
+            _run(tokenizer, encoder, distinct, device, chunks, output_hidden_states=two or skip > 0)
             for tokenizer, encoder in zip(self.tokenizers, self.encoders, strict=True)
         ]
+        pooled = None
         if two:
-            states = torch.cat([each.hidden_states[-2] for each in outputs], dim=-1)  # [n, L, D]
-            embedding = TextEmbedding(states, outputs[-1].text_embeds)
+            states = torch.cat([each.hidden_states[-2 - skip] for each in outputs], dim=-1)
+            pooled = outputs[-1].text_embeds[::chunks]  # [n x chunks, P] -> [n, P]
+        elif skip:
+            states = self.encoders[0].final_layer_norm(outputs[0].hidden_states[-1 - skip])
         else:
-            embedding = TextEmbedding(outputs[0].last_hidden_state)
+            states = outputs[0].last_hidden_state
+        states = rearrange(states, "(n chunks) l d -> n (chunks l) d", chunks=chunks)
+        embedding = TextEmbedding(states, pooled)
         if self.zero_empty_prompt and "" in distinct:
             embedding = _with_zeros(embedding, distinct.index(""))
         if len(distinct) == len(prompts):
@@ -87,13 +116,17 @@ class TextEncoders:
         return embedding[torch.tensor(places, device=embedding.states.device)]  # n -> N
 
     def unread(self) -> Iterator[nn.Parameter]:
-        """Parameters that no embedding depends on.
+        """Parameters that no embedding depends on: layers that are passed over.
 
-        SDXL reads the first encoder before its last layer, and nothing pooled of it.
+        SDXL reads the first encoder before its last layer, and nothing pooled of it; of the second
+        one what is pooled has been through all layers.
         """
-        if len(self.encoders) > 1:
-            first = self.encoders[0]
-            yield from first.encoder.layers[-1].parameters()
+        first, two = self.encoders[0], len(self.encoders) > 1
+        for layer in first.encoder.layers[
+            len(first.encoder.layers) - self.reading.clip_skip - two :
+        ]:
+            yield from layer.parameters()
+        if two:
             yield from first.final_layer_norm.parameters()
 
     def to(self, device: str | torch.device) -> Self:
@@ -108,14 +141,19 @@ def _run(
     encoder: Any,
     prompts: list[str],
     device: str | torch.device,
+    chunks: int,
     **options: Any,
 ) -> Any:
-    """One encoder's outputs of n prompts."""
-    tokens = tokenizer(
-        prompts,
+    """One encoder's outputs of n prompts in so many chunks each, n x chunks rows."""
+    length = tokenizer.model_max_length
+    ids = tokenizer(prompts, add_special_tokens=False, verbose=False).input_ids
+    starts = [chunk * (length - 2) for chunk in range(chunks)]
+    windows = [own[start : start + length - 2] for own in ids for start in starts]
+    first, last = tokenizer.bos_token_id, tokenizer.eos_token_id
+    tokens = tokenizer.pad(
+        {"input_ids": [[first, *window, last] for window in windows]},
         padding="max_length",
-        max_length=tokenizer.model_max_length,
-        truncation=True,
+        max_length=length,
         return_tensors="pt",
     )
     masked = getattr(encoder.config, "use_attention_mask", False)
@@ -159,11 +197,11 @@ def describe_identifier(tokenizer: "CLIPTokenizer", identifier: str) -> str | No
 
 # A cached function warns once per prompt; the size bounds what is remembered.
 @functools.lru_cache(maxsize=4096)
-def _warn_if_cut(tokenizer: "CLIPTokenizer", prompt: str) -> None:
-    room = tokenizer.model_max_length - 2  # start and end
+def _warn_if_cut(tokenizer: "CLIPTokenizer", prompt: str, room: int) -> None:
     tokens = tokens_of(tokenizer, prompt)
     if len(tokens) > room:
         lost = "".join(tokens[room:]).replace("</w>", " ").strip()
         log.warning(
-            "prompt %r has %d tokens, %d fit: %r is not seen", prompt, len(tokens), room, lost
+            "prompt %r has %d tokens, %d fit: %r is not seen (model.prompt_chunks makes room)",
+            *(prompt, len(tokens), room, lost),
         )

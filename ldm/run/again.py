@@ -107,13 +107,14 @@ def check_models(
     """
     checked = []
     for source, name in names_of(sources).items():
-        loaded = load_base(source, choices=told.choices)
         about = read_about(source)
+        choices = told.choices.with_told(about)
+        loaded = load_base(source, choices=choices)
         config = _config_of(source, about, told, files, overrides)
         if not Path(config.model.base).is_file():
             find_folder(config.model.base, config.model.revision, config.model.variant)
         _check_free(out / name, loaded.fingerprint, source)
-        checked.append(Model(source, config, about, out / name, told.choices))
+        checked.append(Model(source, config, about, out / name, choices))
     return checked
 
 

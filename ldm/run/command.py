@@ -14,6 +14,8 @@ def add_choices(parser: argparse.ArgumentParser) -> None:
     add("--tokenizer", metavar="FOLDER_OR_ID", help="of a single file, which holds none")
     add("--prediction-type", choices=("epsilon", "v_prediction"), help="where it does not say so")
     add("--vae", metavar="FOLDER_OR_FILE", help="another one, of the same latents")
+    add("--clip-skip", type=int, metavar="N", help="last layers of the text encoder to pass over")
+    add("--prompt-chunks", type=int, metavar="N", help="windows of 75 tokens that a prompt has")
     loras = "files of LoRA, added to its weights times WEIGHT (default: 1)"
     add("--lora", nargs="+", default=[], metavar="FILE[:WEIGHT]", help=loras)
 
@@ -21,8 +23,10 @@ def add_choices(parser: argparse.ArgumentParser) -> None:
 def choices_of(args: argparse.Namespace, ema: bool = False) -> "Choices":
     """The options of `add_choices`; ema: a single file's averaged weights."""
     from ldm.models.choices import Choices  # torch comes with it: not for a --help
+    from ldm.models.text import Reading
 
-    return Choices(args.tokenizer, args.prediction_type, ema, args.vae)
+    reading = Reading(args.clip_skip or 0, args.prompt_chunks or 1)
+    return Choices(args.tokenizer, args.prediction_type, ema, args.vae, reading)
 
 
 def loras_of(args: argparse.Namespace) -> list[tuple[Path, float]]:
@@ -38,6 +42,8 @@ def given_choices(args: argparse.Namespace) -> list[str]:
         "--tokenizer": args.tokenizer,
         "--prediction-type": args.prediction_type,
         "--vae": args.vae,
+        "--clip-skip": args.clip_skip,
+        "--prompt-chunks": args.prompt_chunks,
         "--lora": args.lora or None,
     }
     return [option for option, value in options.items() if value is not None]

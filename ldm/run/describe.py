@@ -1,6 +1,7 @@
 """What an exported model says of itself: whom it learnt, from what, how, and with which result."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import yaml
 
 from ldm.config import flat
 from ldm.models.base import BaseModel
+from ldm.models.text import USUAL
 from ldm.models.weights_file import open_weights
 from ldm.run.folder import read_config, read_facts
 from ldm.run.settings import filled
@@ -58,6 +60,8 @@ def describe(
         "licence": licence_of(base.source),
         **pictures_of(run, Path(config.subject.pictures)),
     }
+    if base.reading != USUAL:
+        about["reading"] = asdict(base.reading)
     if result and scores:
         about |= {"metrics": scores, "base_metrics": result["base"]}
     return about

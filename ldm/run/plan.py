@@ -59,8 +59,7 @@ def _prompt_lines(config: Config, ready: Prepared) -> list[str]:
     ]
     prompts += class_prompts(ready.subjects)
     prompts += filled(config, config.samples.prompts if config.samples.every else [])
-    tokenizer = ready.base.tokenizer
-    most = tokenizer.model_max_length - 2  # start and end
+    tokenizer, most = ready.base.tokenizer, ready.base.text.room
     lines = []
     for prompt in dict.fromkeys(prompts):
         tokens = tokens_of(tokenizer, prompt)

@@ -12,10 +12,12 @@ import torch
 from ldm.checkpoint.files import sha256_of
 from ldm.checkpoint.snapshots import find_snapshot, load_snapshot
 from ldm.config import Config
+from ldm.export import read_about
 from ldm.models.adapters import Adapter
 from ldm.models.adapters.files import add_lora_files
 from ldm.models.base import BaseModel, load_base
 from ldm.models.choices import Choices
+from ldm.models.text import Reading
 from ldm.run.adapters import adapters_of
 from ldm.run.folder import read_config, read_facts
 
@@ -43,6 +45,7 @@ def load_model(
 
     Its fingerprint is of all that. UserError: what cannot be loaded, or does not fit.
     """
+    choices = choices.with_told(read_about(source))
     base = load_base(source, torch.float32 if loras else dtype, choices=choices)
     if not loras:
         return base
@@ -55,7 +58,8 @@ def load_model(
 def load_untouched(config: Config, dtype: torch.dtype = torch.float32) -> BaseModel:
     """The base that a configuration names, with what it takes in place of the base's own."""
     model = config.model
-    choices = Choices(model.tokenizer, model.prediction_type, model.ema, model.vae)
+    reading = Reading(model.clip_skip, model.prompt_chunks)
+    choices = Choices(model.tokenizer, model.prediction_type, model.ema, model.vae, reading)
     return load_base(model.base, dtype, model.revision, model.variant, choices)
 
 
