@@ -6,8 +6,8 @@ from typing import Any
 
 from ldm.checkpoint.files import read_json
 from ldm.export.folder import ABOUT
-from ldm.models.single_file import ABOUT as KEY
-from ldm.models.weights_file import open_weights
+from ldm.models.files.single_file import ABOUT as KEY
+from ldm.models.files.weights_file import open_weights
 
 
 def read_about(source: str | Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 from ldm.export.kohya import can_be_kohya, kohya_file
 from ldm.export.lora import Files, diffusers_files
 from ldm.models.adapters import Adapter
-from ldm.models.keys import Kind
+from ldm.models.files.keys import Kind
 
 FOLDER = "adapter"
 KOHYA = "kohya.safetensors"

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from ldm.errors import UserError
 from ldm.export.lora import TensorFile, with_layers
 from ldm.models.adapters import Adapter
-from ldm.models.keys import Kind, original_layers
-from ldm.models.single_file import ABOUT
+from ldm.models.files.keys import Kind, original_layers
+from ldm.models.files.single_file import ABOUT
 
 # Of a UNet's kind: what sd-scripts and ModelSpec call it.
 BASES: dict[Kind, tuple[str, str]] = {

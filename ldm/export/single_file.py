@@ -18,9 +18,9 @@ from ldm.checkpoint.files import explain_disk_errors, staging, write_verified
 from ldm.checkpoint.tensors import sha256_of_tensors, write_tensors
 from ldm.errors import UserError
 from ldm.models.base import BaseModel
-from ldm.models.keys import LAYOUTS, Kind, Place, kind_of, places_of, stored_as, to_stored
-from ldm.models.single_file import ABOUT, CONFIGS, PREDICTION
-from ldm.models.tokenizer import to_texts
+from ldm.models.files.keys import LAYOUTS, Kind, Place, kind_of, places_of, stored_as, to_stored
+from ldm.models.files.single_file import ABOUT, CONFIGS, PREDICTION
+from ldm.models.files.tokenizer import to_texts
 
 SUFFIX = ".safetensors"
 _ARCHITECTURES: dict[Kind, dict[str, str]] = {

@@ -11,11 +11,11 @@ from torch import nn
 
 from ldm.errors import UserError
 from ldm.models.choices import OWN, Choices, with_choices
+from ldm.models.files.keys import Kind, kind_of
+from ldm.models.files.single_file import read_single_file
 from ldm.models.fit import check_fit
 from ldm.models.folder import PARTS, SDXL_PARTS, check_parts, find_folder, fingerprint
-from ldm.models.keys import Kind, kind_of
 from ldm.models.kind import is_sdxl, zeroes_empty_prompt
-from ldm.models.single_file import read_single_file
 from ldm.models.text import USUAL, Reading, TextEncoders
 from ldm.models.vae import fingerprint_of_vae
 from ldm.models.weights import load_weights

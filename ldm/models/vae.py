@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ldm.errors import UserError
-from ldm.models.architectures import known_configs
+from ldm.models.files.architectures import known_configs
+from ldm.models.files.keys import VAE, places_of
+from ldm.models.files.networks import empty_network, fill_network, wrong_shapes
+from ldm.models.files.recognise import FIRST, recognise, unexpected
+from ldm.models.files.single_file import own_configs
+from ldm.models.files.weights_file import WeightsFile, open_weights
 from ldm.models.folder import find_vae_folder
-from ldm.models.keys import VAE, places_of
-from ldm.models.networks import empty_network, fill_network, wrong_shapes
-from ldm.models.recognise import FIRST, recognise, unexpected
-from ldm.models.single_file import own_configs
 from ldm.models.weights import load_weights
-from ldm.models.weights_file import WeightsFile, open_weights
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL

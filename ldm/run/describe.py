@@ -9,8 +9,8 @@ import yaml
 
 from ldm.config import flat
 from ldm.models.base import BaseModel
+from ldm.models.files.weights_file import open_weights
 from ldm.models.text import USUAL
-from ldm.models.weights_file import open_weights
 from ldm.run.folder import read_config, read_facts
 from ldm.run.settings import filled
 

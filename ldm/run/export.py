@@ -27,8 +27,8 @@ from ldm.export.single_file import SUFFIX
 from ldm.models.adapters import Adapter, extract_lora, merged
 from ldm.models.base import BaseModel
 from ldm.models.choices import Choices
-from ldm.models.single_file import ABOUT as KEY
-from ldm.models.weights_file import open_weights
+from ldm.models.files.single_file import ABOUT as KEY
+from ldm.models.files.weights_file import open_weights
 from ldm.run.card import card_files
 from ldm.run.describe import base_name, describe, licence_of
 from ldm.run.folder import read_config

@@ -19,7 +19,7 @@ from ldm.export.kohya import layer_names
 from ldm.export.lora import LORA_METADATA, TensorFile
 from ldm.models.adapters import Adapter, add_adapters
 from ldm.models.base import BaseModel, load_base
-from ldm.models.keys import original_layers
+from ldm.models.files.keys import original_layers
 from scripts import export
 from tests.models.test_adapters import disturb, networks_of, predict, settings_of
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.models.kinds import Written
+from tests.models.files.kinds import Written
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from ldm.export import export_folder, export_single_file
 from ldm.models.base import BaseModel, load_base
 from ldm.models.choices import Choices
 from tests.conftest import edit_json
-from tests.models.kinds import Written, save_folder
+from tests.models.files.kinds import Written, save_folder
 
 PREFIX = "first_stage_model."
 

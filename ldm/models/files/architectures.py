@@ -8,7 +8,7 @@ stabilityai/stable-diffusion-xl-base-1.0. What the libraries' classes have by de
 from dataclasses import dataclass
 from typing import Any
 
-from ldm.models.keys import Kind
+from ldm.models.files.keys import Kind
 
 NAMES: dict[Kind, str] = {
     "sd1": "Stable Diffusion 1.x",

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from ldm.errors import UserError
 from ldm.export.single_file import write_single_file
-from ldm.models.single_file import SingleFile, read_single_file
-from tests.models.kinds import PREDICTIONS, TINY, Written, save_folder
-from tests.models.ldm_reference import sinusoidal
-from tests.models.ldm_reference_text import LatentDiffusion, never_in_diffusers
+from ldm.models.files.single_file import SingleFile, read_single_file
+from tests.models.files.kinds import PREDICTIONS, TINY, Written, save_folder
+from tests.models.files.ldm_reference import sinusoidal
+from tests.models.files.ldm_reference_text import LatentDiffusion, never_in_diffusers
 
 KINDS = [*TINY]
 

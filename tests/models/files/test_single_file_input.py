@@ -18,13 +18,20 @@ from torch import Tensor
 from ldm.data.sizes import sizes_of_whole
 from ldm.errors import UserError
 from ldm.export.single_file import export_single_file
-from ldm.models import single_file
 from ldm.models.base import load_base
 from ldm.models.choices import Choices
-from ldm.models.keys import Kind
-from ldm.models.single_file import CONFIGS, read_single_file
+from ldm.models.files import single_file
+from ldm.models.files.keys import Kind
+from ldm.models.files.single_file import CONFIGS, read_single_file
 from ldm.models.unet import predict
-from tests.models.kinds import TINY, Written, save_folder, text_config, unet_config, vae_config
+from tests.models.files.kinds import (
+    TINY,
+    Written,
+    save_folder,
+    text_config,
+    unet_config,
+    vae_config,
+)
 
 UNET = "model.diffusion_model."
 

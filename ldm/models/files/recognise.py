@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from ldm.errors import UserError
-from ldm.models.keys import CLIP, LAYOUTS, OPEN_CLIP, UNET, VAE, XL_CLIP, XL_OPEN_CLIP, Kind
+from ldm.models.files.keys import CLIP, LAYOUTS, OPEN_CLIP, UNET, VAE, XL_CLIP, XL_OPEN_CLIP, Kind
 
 SHAPES = Mapping[str, tuple[int, ...]]
 FIRST = f"{UNET}input_blocks.0.0.weight"  # [channels, channels of what the UNet reads, 3, 3]

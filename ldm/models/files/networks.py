@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from ldm.errors import UserError
-from ldm.models.keys import Place, stored_as
-from ldm.models.weights_file import WeightsFile
+from ldm.models.files.keys import Place, stored_as
+from ldm.models.files.weights_file import WeightsFile
 
 
 def empty_network(path: Path, part: str, config: Mapping[str, Any]) -> Any:

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from ldm.models.architectures import known_configs
-from ldm.models.keys import Kind, places_of, stored_as
-from ldm.models.networks import empty_network
-from ldm.models.recognise import recognise, unexpected
-from tests.models.ldm_reference import SIZES
-from tests.models.ldm_reference_text import LatentDiffusion, never_in_diffusers
+from ldm.models.files.architectures import known_configs
+from ldm.models.files.keys import Kind, places_of, stored_as
+from ldm.models.files.networks import empty_network
+from ldm.models.files.recognise import recognise, unexpected
+from tests.models.files.ldm_reference import SIZES
+from tests.models.files.ldm_reference_text import LatentDiffusion, never_in_diffusers
 
 KINDS: list[Kind] = ["sd1", "sd2", "sdxl"]
 Shapes = dict[str, tuple[int, ...]]

@@ -16,12 +16,12 @@ import torch
 from torch import nn
 
 from ldm.errors import UserError
-from ldm.models.architectures import ARCHITECTURES, NAMES, SCHEDULER, known_configs
-from ldm.models.keys import UNET, Kind, Place, places_of
-from ldm.models.networks import empty_network, fill_network, wrong_shapes
-from ldm.models.recognise import recognise, unexpected
-from ldm.models.tokenizer import find_tokenizer, from_texts, padded_with
-from ldm.models.weights_file import WeightsFile, open_weights
+from ldm.models.files.architectures import ARCHITECTURES, NAMES, SCHEDULER, known_configs
+from ldm.models.files.keys import UNET, Kind, Place, places_of
+from ldm.models.files.networks import empty_network, fill_network, wrong_shapes
+from ldm.models.files.recognise import recognise, unexpected
+from ldm.models.files.tokenizer import find_tokenizer, from_texts, padded_with
+from ldm.models.files.weights_file import WeightsFile, open_weights
 
 log = logging.getLogger(__name__)
 

@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import load_file
 
 from ldm.export.single_file import write_single_file
-from ldm.models.keys import LAYOUTS
+from ldm.models.files.keys import LAYOUTS
 from tests.conftest import TINY_LENGTH, TINY_WORDS, tiny_tokenizer
-from tests.models.ldm_reference import Sizes, Text
+from tests.models.files.ldm_reference import Sizes, Text
 
 WORDS = len(tiny_tokenizer(TINY_WORDS))
 _CLIP = Text(16, 2, 2, words=WORDS, length=TINY_LENGTH)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from tests.models.ldm_reference import AutoencoderKL, Sizes, Text, UNetModel
+from tests.models.files.ldm_reference import AutoencoderKL, Sizes, Text, UNetModel
 
 
 def causal(length: int) -> Tensor:
