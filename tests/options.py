@@ -47,6 +47,8 @@ OPTIONS: dict[str, tuple[object, ...]] = {
     "objective__mask_outside": ("null", 0.1),
     "objective__caption_dropout": (0.0, 0.5),
     "data__resolution": ("null", 40),
+    "data__aspect": ("square", "buckets"),
+    "data__enlarge": ("false", "true"),
     "data__crop": ("center", "random"),
     "data__mirror": ("false", "true"),
     "data__cache": ("cache", "null"),
@@ -63,6 +65,7 @@ EXCLUDED: list[dict[str, object]] = [
     {"prior": "null", "prior__weight_end": 0.5},
     {"prior": "null", "prior__caption_dropout": 0.5},
     {"prior": "folder", "subjects": "two"},  # a folder holds one class
+    {"data__aspect": "square", "data__enlarge": "true"},  # squares are enlarged without
     # no text encoder is trained at any rate, up to any step
     {"model__train_text_encoder": "false", "training__text_encoder_stop": 0.5},
     {"model__train_text_encoder": "false", "training__text_encoder_learning_rate": 1e-4},

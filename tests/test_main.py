@@ -102,9 +102,10 @@ def trained_on(
     seen: set[str] = set()
     step = DreamBoothModule.on_before_batch_transfer
 
-    def spy(module: DreamBoothModule, batch: Any, dataloader_idx: int) -> Any:
-        seen.update(itertools.compress(batch["names"], batch["is_prior"].tolist()))
-        return step(module, batch, dataloader_idx)
+    def spy(module: DreamBoothModule, batches: Any, dataloader_idx: int) -> Any:
+        for batch in batches:
+            seen.update(itertools.compress(batch["names"], batch["is_prior"].tolist()))
+        return step(module, batches, dataloader_idx)
 
     with monkeypatch.context() as patch:
         patch.setattr(DreamBoothModule, "on_before_batch_transfer", spy)

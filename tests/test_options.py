@@ -188,6 +188,11 @@ CHANGES: list[tuple[dict[str, object], dict[str, object]]] = [
     ({}, {"prior__weight_end": 0.1}),
     ({}, {"prior__caption_dropout": 1.0}),
     ({}, {"subject__weight": 0.5}),
+    ({}, {"data__aspect": "buckets"}),
+    (
+        {"data__aspect": "buckets", "data__resolution": 64},
+        {"data__enlarge": "true"},
+    ),
     ({}, {"data__crop": "random"}),
     ({}, {"data__mirror": "true"}),
     ({}, {"data__resolution": 40}),

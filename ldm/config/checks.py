@@ -136,6 +136,11 @@ def combination_problems(config: Config) -> Iterator[str]:
     yield from _more_subjects_problems(config)
     yield from _prior_problems(config)
     yield from _training_problems(config)
+    if config.data.enlarge and config.data.aspect == "square":
+        yield (
+            "data.enlarge=true: is about data.aspect=buckets, squares are enlarged without it; "
+            "set both or neither"
+        )
     if config.samples.every and not config.samples.prompts:
         yield "samples.prompts=[]: nothing to draw; give prompts, or set samples.every=0"
     if not re.fullmatch(r"auto|-1|\d+(,\d+)*,?", config.trainer.devices):

@@ -68,6 +68,8 @@ class MoreSubject:
 @dataclass
 class Data:
     resolution: int | None = None  # pixels; None: the base's own
+    aspect: Literal["square", "buckets"] = "square"  # buckets: each picture in its own form
+    enlarge: bool = False  # of buckets: small pictures too get a full-sized one
     crop: Literal["center", "random"] = "center"
     crops: int = 4  # seeded crops per picture; only where crop is random
     mirror: bool = False  # also train on mirrored pictures

@@ -15,7 +15,10 @@ from ldm.randomness import generator
 
 
 class Batch(TypedDict):
-    """One process's micro-batch: B samples, those of the subjects first, then the class images."""
+    """B samples of one process's micro-batch, all that have latents of one shape.
+
+    In the order of their indices: those of the subjects first, then the class images.
+    """
 
     mean: torch.Tensor  # [B, C, h, w], float32
     std: torch.Tensor  # [B, C, h, w], float32
@@ -30,16 +33,16 @@ class Batch(TypedDict):
 
 
 @dataclass(frozen=True)
-class Samples:
-    """B samples of one source."""
+class Sample:
+    """One sample of a source."""
 
-    mean: torch.Tensor  # [B, C, h, w], float32
-    std: torch.Tensor  # [B, C, h, w], float32
-    sizes: torch.Tensor  # [B, 6], float32
-    prompts: list[str]
-    names: list[str]
-    weight: torch.Tensor  # [B], float32
-    mask: torch.Tensor | None = None  # [B, 1, h, w], float32, 0..1
+    mean: torch.Tensor  # [C, h, w], float32
+    std: torch.Tensor  # [C, h, w], float32
+    sizes: torch.Tensor  # [6], float32
+    prompt: str
+    name: str
+    weight: float = 1.0
+    mask: torch.Tensor | None = None  # [1, h, w], float32, 0..1
 
 
 class Source(Protocol):
@@ -52,9 +55,11 @@ class Source(Protocol):
         """Called once per optimizer step in every process, before `take`: the turns, perhaps none,
         that this step takes of this source in all processes together. May wait."""
 
-    def take(self, seed: int, step: int, turns: Sequence[int], indices: Sequence[int]) -> Samples:
-        """The samples of these turns, at least one; `indices`: their places in the step's global
-        batch. The same arguments give the same samples, in whatever process."""
+    def take(self, seed: int, step: int, turn: int, index: int) -> Sample:
+        """The sample of this turn; `index`: its place in the step's global batch.
+
+        The same arguments give the same sample, in whatever process.
+        """
 
 
 class Pictures:
@@ -87,23 +92,19 @@ class Pictures:
     def ready(self, turns: range) -> None:
         """Nothing to wait for."""
 
-    def take(self, seed: int, step: int, turns: Sequence[int], indices: Sequence[int]) -> Samples:
+    def take(self, seed: int, step: int, turn: int, index: int) -> Sample:
         latents = self.latents
-        chosen = [self._picture(seed, turn) for turn in turns]
-        variants = [_choice(latents.variants, seed, "variant", step, index) for index in indices]
-        at = torch.tensor(chosen), torch.tensor(variants)
-        prompts_of = [self.prompts[picture] for picture in chosen]
-        return Samples(
-            mean=latents.mean[at],  # N V C h w -> B C h w
-            std=latents.std[at],
-            sizes=latents.sizes[at],
-            prompts=[
-                prompts[_choice(len(prompts), seed, "caption", step, index)]
-                for prompts, index in zip(prompts_of, indices, strict=True)
-            ],
-            names=[latents.names[picture] for picture in chosen],
-            weight=torch.full((len(chosen),), self.weight, dtype=torch.float32),
-            mask=None if latents.mask is None else latents.mask[at],
+        picture = self._picture(seed, turn)
+        variant = _choice(latents.variants, seed, "variant", step, index)
+        prompts = self.prompts[picture]
+        return Sample(
+            mean=latents.mean[picture][variant],  # N V C h w -> C h w
+            std=latents.std[picture][variant],
+            sizes=latents.sizes[picture, variant],
+            prompt=prompts[_choice(len(prompts), seed, "caption", step, index)],
+            name=latents.names[picture],
+            weight=self.weight,
+            mask=None if latents.mask is None else latents.mask[picture][variant],
         )
 
     def _picture(self, seed: int, turn: int) -> int:
@@ -130,17 +131,12 @@ class Stretch:
             first, last = (self._turns(end * self.batch, number) for end in (step, step + 1))
             source.ready(range(first, last))
 
-    def take(
-        self, seed: int, step: int, places: Sequence[int]
-    ) -> Iterator[tuple[list[int], Samples]]:
-        """The samples at these places (0 .. batch - 1) by source, with their global indices."""
-        count, start = len(self.sources), step * self.batch
-        for number, source in enumerate(self.sources):
-            mine = [place for place in places if (start + place) % count == number]
-            if mine:
-                turns = [(start + place) // count for place in mine]
-                indices = [self.offset + place for place in mine]
-                yield indices, source.take(seed, step, turns, indices)
+    def take(self, seed: int, step: int, places: Sequence[int]) -> Iterator[tuple[int, Sample]]:
+        """The samples at these places (0 .. batch - 1), each after its global index."""
+        for place in places:
+            turn, number = divmod(step * self.batch + place, len(self.sources))
+            index = self.offset + place
+            yield index, self.sources[number].take(seed, step, turn, index)
 
     def _turns(self, places: int, number: int) -> int:
         """How many of the first `places` places belong to this source."""
@@ -148,13 +144,14 @@ class Stretch:
         return (places - number + count - 1) // count
 
 
-class TrainingSet(IterableDataset[Batch]):
+class TrainingSet(IterableDataset[list[Batch]]):
     """Endless and step-indexed: what stands at (step, index) is a function of the seed alone.
 
     A step's global batch has `batch` samples of the subjects (index 0 ...), then `prior_batch`
     class images. Over the steps each subject has an equal share of the samples, however many
     pictures there are of it, and so has each class. The batch is dealt out in equal contiguous
-    shares, to `accumulate` micro-batches and in each of these to `world` processes.
+    shares, to `accumulate` micro-batches and in each of these to `world` processes. A micro-batch
+    is one `Batch` for each shape of latents in it: a single one where all pictures are squares.
     Use it with `DataLoader(batch_size=None)`; any number of workers gives the same stream of
     `Pictures`. (Each worker has its own copies of the sources and readies them for its own steps.)
     """
@@ -192,7 +189,7 @@ class TrainingSet(IterableDataset[Batch]):
         for probability in self.dropout:
             if not 0 <= probability <= 1:
                 raise ValueError(f"caption_dropout is a probability, got {probability}")
-        _check_pictures([*subjects, *classes])
+        _check_orders([*subjects, *classes])
         check_divisible("training.batch", batch, accumulate, world)
         self.stretches = [Stretch(tuple(subjects), batch, offset=0)]
         if classes:
@@ -202,30 +199,43 @@ class TrainingSet(IterableDataset[Batch]):
         self.rank, self.world = rank, world
         self._ready_for: int | None = None  # step
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[list[Batch]]:
         worker = get_worker_info()
         first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
         self._ready_for = None
         for count in itertools.count(self.start_step * self.accumulate + first, stride):
             yield self.micro_batch(*divmod(count, self.accumulate))
 
-    def micro_batch(self, step: int, part: int) -> Batch:
+    def micro_batch(self, step: int, part: int) -> list[Batch]:
         """This process's share of micro-batch `part` (0 .. accumulate - 1) of a step."""
         if step != self._ready_for:
             for stretch in self.stretches:
                 stretch.ready(step)
             self._ready_for = step
-        taken: list[tuple[list[int], Samples]] = []
+        taken: dict[torch.Size, list[tuple[int, Sample]]] = {}  # by shape
         for stretch in self.stretches:
             share = stretch.batch // (self.accumulate * self.world)
             start = (part * self.world + self.rank) * share
-            taken += stretch.take(self.seed, step, range(start, start + share))
-        batch = _joined(taken, step, first_prior=self.stretches[0].batch)
-        batch["prompts"] = [
-            self._kept(prompt, step, index)
-            for prompt, index in zip(batch["prompts"], batch["index"].tolist(), strict=True)
-        ]
-        return batch
+            for index, sample in stretch.take(self.seed, step, range(start, start + share)):
+                taken.setdefault(sample.mean.shape, []).append((index, sample))
+        return [self._batch(step, *zip(*alike, strict=True)) for alike in taken.values()]
+
+    def _batch(self, step: int, indices: Sequence[int], samples: Sequence[Sample]) -> Batch:
+        """Samples of one shape, in the order of their global indices."""
+        prompts = zip((sample.prompt for sample in samples), indices, strict=True)
+        index = torch.tensor(indices)
+        return Batch(
+            mean=torch.stack([sample.mean for sample in samples]),
+            std=torch.stack([sample.std for sample in samples]),
+            sizes=torch.stack([sample.sizes for sample in samples]),
+            prompts=[self._kept(prompt, step, index) for prompt, index in prompts],
+            names=[sample.name for sample in samples],
+            weight=torch.tensor([sample.weight for sample in samples], dtype=torch.float32),
+            mask=_masks(samples),
+            is_prior=index >= self.stretches[0].batch,
+            index=index,
+            step=step,
+        )
 
     def _kept(self, prompt: str, step: int, index: int) -> str:
         """The prompt or, where it is dropped, the empty one (arXiv 2207.12598, algorithm 1)."""
@@ -236,35 +246,13 @@ class TrainingSet(IterableDataset[Batch]):
         return "" if draw < probability else prompt
 
 
-def _joined(taken: Sequence[tuple[list[int], Samples]], step: int, first_prior: int) -> Batch:
-    """The samples of all sources as one batch, in the order of their global indices."""
-    index = torch.tensor([one for indices, _ in taken for one in indices])
-    order = index.argsort()
-    parts = [samples for _, samples in taken]
-    prompts = [prompt for part in parts for prompt in part.prompts]
-    names = [name for part in parts for name in part.names]
-    return Batch(
-        mean=torch.cat([part.mean for part in parts])[order],
-        std=torch.cat([part.std for part in parts])[order],
-        sizes=torch.cat([part.sizes for part in parts])[order],
-        prompts=[prompts[place] for place in order.tolist()],
-        names=[names[place] for place in order.tolist()],
-        weight=torch.cat([part.weight for part in parts])[order],
-        mask=_masks(parts, order),
-        is_prior=index[order] >= first_prior,
-        index=index[order],
-        step=step,
-    )
-
-
-def _masks(parts: Sequence[Samples], order: torch.Tensor) -> torch.Tensor | None:
+def _masks(samples: Sequence[Sample]) -> torch.Tensor | None:
     """What has no mask, such as a class image beside masked pictures, counts everywhere: ones."""
-    if all(part.mask is None for part in parts):
+    if all(sample.mask is None for sample in samples):
         return None
-    masks = [
-        torch.ones_like(part.mean[:, :1]) if part.mask is None else part.mask for part in parts
-    ]
-    return torch.cat(masks)[order]
+    return torch.stack(
+        [torch.ones_like(s.mean[:1]) if s.mask is None else s.mask for s in samples]
+    )
 
 
 @lru_cache(maxsize=64)
@@ -279,12 +267,8 @@ def _choice(count: int, seed: int, purpose: str, step: int, index: int) -> int:
     return int(torch.randint(count, (), generator=generator(seed, purpose, step, index)))
 
 
-def _check_pictures(sources: Sequence[Source]) -> None:
-    pictures = [source for source in sources if isinstance(source, Pictures)]
-    shapes = {tuple(source.latents.mean.shape[2:]) for source in pictures}
-    if len(shapes) > 1:
-        raise ValueError(f"latents of one shape, got {sorted(shapes)}")
-    orders = [source.order for source in pictures]
+def _check_orders(sources: Sequence[Source]) -> None:
+    orders = [source.order for source in sources if isinstance(source, Pictures)]
     if len(set(orders)) < len(orders):
         raise ValueError(f"each source its own purpose and number, got {orders}")
 

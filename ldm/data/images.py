@@ -108,6 +108,12 @@ def load_with_size(
         return _to_rgb(image, background), whole
 
 
+def size_of(path: Path | str) -> Size:
+    """Width and height of a picture, upright. Raises UserError as `load_picture` does."""
+    with open_upright(path, short_side=1) as (_, whole):
+        return whole
+
+
 @contextmanager
 def open_upright(
     path: Path | str, short_side: int | None = None
@@ -146,14 +152,21 @@ def transparency_of(image: Image.Image) -> Image.Image | None:
     return alpha if alpha.getextrema() != (255, 255) else None
 
 
-def crop_box(size: tuple[int, int], crop: Crop, generator: torch.Generator | None = None) -> Box:
-    """The largest square of a picture of `size` (width, height): left, top, right, bottom pixels.
+def crop_box(
+    size: Size, crop: Crop, generator: torch.Generator | None = None, form: Size = (1, 1)
+) -> Box:
+    """The largest box of a picture of `size`, both width and height: left, top, right, bottom.
 
-    In the middle ("center"), or anywhere along the long side with equal probability ("random",
+    In pixels. Its sides are to each other as those of `form`, but for rounding; the default is a
+    square. In the middle ("center"), or anywhere along the long side with equal probability ("random",
     which needs `generator`).
     """
-    side = min(size)
-    room = max(size) - side
+    width, height = size
+    if width * form[1] >= height * form[0]:
+        width = max(1, round(height * form[0] / form[1]))
+    else:
+        height = max(1, round(width * form[1] / form[0]))
+    room = (size[0] - width) + (size[1] - height)  # one of them is 0
     if crop == "random":
         if generator is None:
             raise ValueError("a random crop needs a generator")
@@ -162,14 +175,14 @@ def crop_box(size: tuple[int, int], crop: Crop, generator: torch.Generator | Non
         offset = room // 2
     else:
         raise ValueError(f"crop is 'center' or 'random', got {crop!r}")
-    left, top = (offset, 0) if size[0] > size[1] else (0, offset)
-    return left, top, left + side, top + side
+    left, top = (offset, 0) if size[0] > width else (0, offset)
+    return left, top, left + width, top + height
 
 
-def resize_box(picture: Image.Image, box: Box, resolution: int, mirror: bool) -> torch.Tensor:
-    """Cut `box` out of an RGB picture, resize (Lanczos), mirror: float32 [3, R, R] in [-1, 1]."""
-    square = picture.resize((resolution, resolution), Image.Resampling.LANCZOS, box=box)
-    return to_tensor(ImageOps.mirror(square) if mirror else square)
+def resize_box(picture: Image.Image, box: Box, size: Size, mirror: bool) -> torch.Tensor:
+    """Cut `box` out of an RGB picture, resize (Lanczos), mirror: float32 [3, H, W] in [-1, 1]."""
+    resized = picture.resize(size, Image.Resampling.LANCZOS, box=box)
+    return to_tensor(ImageOps.mirror(resized) if mirror else resized)
 
 
 def fit(
@@ -184,7 +197,8 @@ def fit(
     Returns float32 [3, resolution, resolution] in [-1, 1], flipped left to right if `mirror`.
     Cropping comes first and resizing second, so that a very long picture costs no memory.
     """
-    return resize_box(picture, crop_box(picture.size, crop, generator), resolution, mirror)
+    box = crop_box(picture.size, crop, generator)
+    return resize_box(picture, box, (resolution, resolution), mirror)
 
 
 def to_tensor(picture: Image.Image) -> torch.Tensor:

@@ -24,6 +24,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from ldm.data.buckets import bucket_for, enlargement
 from ldm.data.images import Box, Colour, Crop, Size, crop_box, load_with_size, resize_box
 from ldm.data.sizes import SIZES, sizes_of_crop
 from ldm.errors import UserError
@@ -44,38 +45,41 @@ Encoded = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 @dataclass
 class Latents:
-    """Posterior moments of N pictures in V variants each, scaled as the UNet expects them."""
+    """Posterior moments of N pictures in V variants each, scaled as the UNet expects them.
 
-    mean: torch.Tensor  # [N, V, C, h, w], float32, CPU
-    std: torch.Tensor  # [N, V, C, h, w], float32, CPU, >= 0
+    Height and width, [h, w], are each picture's own.
+    """
+
+    mean: list[torch.Tensor]  # N of [V, C, h, w], float32, CPU
+    std: list[torch.Tensor]  # N of [V, C, h, w], float32, CPU, >= 0
     sizes: torch.Tensor  # [N, V, 6], float32, CPU: see `ldm.data.sizes`
     names: list[str]  # N file names
-    mask: torch.Tensor | None = None  # [N, V, 1, h, w], float32, CPU, 0..1: how much is subject
+    mask: list[torch.Tensor] | None = None  # N of [V, 1, h, w], float32, CPU, 0..1: the subject
 
     def __post_init__(self) -> None:
-        count, variants, _, *grid = self.mean.shape
-        fit = self.std.shape == self.mean.shape and len(self.names) == count
-        if not fit or self.sizes.shape != (count, variants, SIZES):
+        means, stds = ([tuple(one.shape) for one in each] for each in (self.mean, self.std))
+        sizes = tuple(self.sizes.shape)
+        fit = means == stds and sizes == (len(self.names), self.variants, SIZES)
+        if not fit or [shape[0] for shape in means] != [self.variants] * len(self.names):
             raise ValueError(
-                f"{len(self.names)} names, mean {tuple(self.mean.shape)}, std "
-                f"{tuple(self.std.shape)}, sizes {tuple(self.sizes.shape)} do not belong together"
+                f"{len(self.names)} names, mean {means}, std {stds}, sizes {sizes} do not belong "
+                "together"
             )
-        if self.mask is not None and list(self.mask.shape) != [count, variants, 1, *grid]:
-            raise ValueError(
-                f"masks {tuple(self.mask.shape)} do not fit latents {tuple(self.mean.shape)}"
-            )
+        masks = [tuple(one.shape) for one in self.mask or ()]
+        if self.mask is not None and masks != [(v, 1, *grid) for v, _, *grid in means]:
+            raise ValueError(f"masks {masks} do not fit latents {means}")
 
     def __len__(self) -> int:
         return len(self.names)
 
     @property
     def variants(self) -> int:
-        return self.mean.shape[1]
+        return self.sizes.shape[1]
 
 
 @dataclass(frozen=True)
 class Transform:
-    """How a picture becomes V square tensors; variants 2k and 2k + 1 are mirror images."""
+    """How a picture becomes V tensors of one size; variants 2k and 2k + 1 are mirror images."""
 
     resolution: int
     crop: Crop = "center"
@@ -83,6 +87,8 @@ class Transform:
     mirror: bool = False
     background: Colour = (255, 255, 255)
     seed: int = 0
+    multiple: int | None = None  # of a bucket's sides, see `bucket_for`; None: squares
+    enlarge: bool = False  # of buckets: pictures that are small
 
     def __post_init__(self) -> None:
         if self.resolution < 1 or self.crops < 1:
@@ -90,15 +96,23 @@ class Transform:
                 f"resolution and crops must be at least 1, got {self.resolution} and {self.crops}"
             )
 
-    def variants(self, size: Size, digest: str) -> list[tuple[Box, bool]]:
-        """Crop box and mirror flag of each variant of a picture of `size` (width, height).
+    def size_of(self, picture: Size) -> Size:
+        """What a picture becomes, both width and height in pixels."""
+        if self.multiple is None:
+            return self.resolution, self.resolution
+        return bucket_for(picture, self.resolution, self.multiple, self.enlarge)
 
-        Crops depend on the picture's content, so that adding a picture moves no other's.
+    def variants(self, seen: Size, whole: Size, digest: str) -> list[tuple[Box, bool]]:
+        """Crop box and mirror flag of each variant of a picture, `whole` pixels wide and high.
+
+        seen: the size that the boxes are made of: `whole`, or that of a smaller decoding. Crops
+        depend on the picture's content, so that adding a picture moves no other's.
         """
+        form = self.size_of(whole)
         count = self.crops if self.crop == "random" else 1
         picture = int(digest[:8], 16)
         boxes = [
-            crop_box(size, self.crop, generator(self.seed, "crop", step, picture))
+            crop_box(seen, self.crop, generator(self.seed, "crop", step, picture), form)
             for step in range(count)
         ]
         flips = (False, True) if self.mirror else (False,)
@@ -108,7 +122,8 @@ class Transform:
         """The name of what this transform and this VAE make of the picture with this digest."""
         random = [self.crops, self.seed] if self.crop == "random" else None
         parts = [FORMAT, digest, vae, self.resolution, self.crop, random, self.mirror]
-        text = json.dumps([*parts, list(self.background)])
+        buckets = [] if self.multiple is None else [self.multiple, self.enlarge]
+        text = json.dumps([*parts, list(self.background), *buckets])
         return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -125,8 +140,9 @@ def encode_pictures(
 ) -> Latents:
     """Encode each picture's variants with the VAE, or read them from the folder `cache`.
 
-    `fingerprint` names the VAE's weights; `batch` is the number of squares per forward pass,
-    which are of one picture; `device` is where the VAE is moved to (None: it stays); `progress(done, total)` counts pictures.
+    `fingerprint` names the VAE's weights; `batch` is the number of variants per forward
+    pass, which are of one picture; `device` is where the VAE is moved to (None: it stays);
+    `progress(done, total)` counts pictures.
     The result is multiplied by the VAE's `scaling_factor` (after its `shift_factor`, if any).
     Raises UserError for an unreadable picture, an unwritable cache or a VAE that overflows;
     ValueError for no pictures or a batch below 1.
@@ -154,21 +170,22 @@ def encode_pictures(
         report(done, len(pictures))
     complete = [found for found in known if found is not None]  # all are by now
     # Contiguous: the VAE answers in channels-last, a cached file does not, and memory order shows
-    # in the last bits of a convolution. V C h w -> N V C h w
-    mean, std, sizes = (torch.stack(parts).contiguous() for parts in zip(*complete, strict=True))
+    # in the last bits of a convolution.
+    mean, std = ([encoded[part].contiguous() for encoded in complete] for part in (0, 1))
+    sizes = torch.stack([sizes for *_, sizes in complete])  # V 6 -> N V 6
     return Latents(mean, std, sizes, [picture.name for picture in pictures])
 
 
 @torch.no_grad()  # not inference_mode: the UNet's backward pass may keep what is made from these
-def encode_squares(vae: "AutoencoderKL", squares: torch.Tensor) -> Moments:
-    """[B, 3, R, R] in [-1, 1] -> mean and std, [B, C, h, w] each, scaled, float32 on the CPU.
+def encode_pixels(vae: "AutoencoderKL", pixels: torch.Tensor) -> Moments:
+    """[B, 3, H, W] in [-1, 1] -> mean and std, [B, C, h, w] each, scaled, float32 on the CPU.
 
     In one forward pass, on the VAE's device and in its dtype; the result carries no gradient.
     Scaling as in arXiv 2112.10752, appendix G (`scaling_factor`): the latents then have about unit
     deviation. `shift_factor` is None in Stable Diffusion and there for later VAEs.
     Raises UserError where the VAE overflows.
     """
-    posterior = vae.encode(squares.to(vae.device, vae.dtype)).latent_dist
+    posterior = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist
     scale = float(vae.config.scaling_factor)
     shift = float(getattr(vae.config, "shift_factor", None) or 0.0)
     mean = (posterior.mean.float().cpu() - shift) * scale
@@ -257,27 +274,28 @@ def _encode(
     """Moments and sizes of each (picture, digest), in order.
 
     A batch never spans pictures: its size shows in the last bits, and which pictures are missing
-    from the cache must not. Equal variants (every crop of a square picture is the same) are encoded
+    from the cache must not. Equal variants (where nothing is cut off, all crops are) are encoded
     once.
     """
     for path, digest in todo:
-        squares, order, sizes = _squares(path, digest, transform)  # [D, 3, R, R]
-        parts = [encode_squares(vae, part) for part in squares.split(batch)]
+        pixels, order, sizes = _pixels(path, digest, transform)  # [D, 3, H, W]
+        parts = [encode_pixels(vae, part) for part in pixels.split(batch)]
         mean, std = (torch.cat(several) for several in zip(*parts, strict=True))
         yield mean[order], std[order], sizes  # D C h w -> V C h w
 
 
-def _squares(
+def _pixels(
     path: Path, digest: str, transform: Transform
 ) -> tuple[torch.Tensor, list[int], torch.Tensor]:
-    """The D distinct squares of a picture, [D, 3, R, R], for each variant which one it is, and the
-    variants' sizes, [V, 6]."""
-    side = transform.resolution
-    picture, whole = load_with_size(path, transform.background, short_side=side)
-    if min(picture.size) < side:
-        log.warning("%s is %d x %d pixels: enlarged to %d", path, *picture.size, side)
-    variants = transform.variants(picture.size, digest)
+    """The D distinct variants of a picture, [D, 3, H, W], for each of the V which one it is, and
+    their sizes, [V, 6]."""
+    # The short side of no size is longer than the resolution.
+    picture, whole = load_with_size(path, transform.background, short_side=transform.resolution)
+    size = transform.size_of(whole)
+    if enlargement(whole, size) > 1 and not transform.enlarge:
+        log.warning("%s is %d x %d pixels: enlarged to %d x %d", path, *whole, *size)
+    variants = transform.variants(picture.size, whole, digest)
     distinct = list(dict.fromkeys(variants))
-    squares = torch.stack([resize_box(picture, box, side, flip) for box, flip in distinct])
-    sizes = [sizes_of_crop(whole, picture.size, box, flip, side) for box, flip in variants]
-    return squares, [distinct.index(variant) for variant in variants], torch.tensor(sizes)
+    pixels = torch.stack([resize_box(picture, box, size, flip) for box, flip in distinct])
+    sizes = [sizes_of_crop(whole, picture.size, box, flip, size) for box, flip in variants]
+    return pixels, [distinct.index(variant) for variant in variants], torch.tensor(sizes)

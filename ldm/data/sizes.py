@@ -13,21 +13,20 @@ SIZES = 6  # numbers a sample
 
 
 def sizes_of_crop(
-    original: Size, seen: Size, box: Box, mirror: bool, resolution: int
+    original: Size, seen: Size, box: Box, mirror: bool, target: Size
 ) -> list[float]:
-    """The sizes of a square cut out of a picture.
+    """The sizes of a box cut out of a picture, and resized to `target`.
 
     original: width and height of the file, upright; seen: those of the picture that `box` was cut
-    out of, a smaller decoding of it perhaps. The crop is told in pixels of the picture resized to
-    `resolution`, the mirrored picture where `mirror`, as in diffusers' and kohya's training.
+    out of, a smaller decoding of it perhaps. The crop is told in pixels of the picture resized as the
+    box was, the mirrored picture where `mirror`, as in diffusers' and kohya's training.
     """
     left, top, right, bottom = box
+    across, down = target[0] / (right - left), target[1] / (bottom - top)
     if mirror:
         left = seen[0] - right
-    scale = resolution / (bottom - top)
-    width, height = original
-    crop = [float(round(top * scale)), float(round(left * scale))]
-    return [float(height), float(width), *crop, float(resolution), float(resolution)]
+    crop = [float(round(top * down)), float(round(left * across))]
+    return [float(original[1]), float(original[0]), *crop, float(target[1]), float(target[0])]
 
 
 def sizes_of_whole(height: int, width: int, count: int) -> torch.Tensor:

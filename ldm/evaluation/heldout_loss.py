@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from ldm.data.images import fit
-from ldm.data.latents import encode_squares
+from ldm.data.latents import encode_pixels
 from ldm.data.sizes import sizes_of_whole
 from ldm.evaluation.metrics import Score, mean
 from ldm.models.base import BaseModel
@@ -31,7 +31,7 @@ def posterior_means(
     """What the VAE makes of the middle squares of RGB pictures: [N, C, h, w], float32, CPU."""
     squares = [fit(picture, resolution) for picture in pictures]
     parts = [squares[start : start + batch] for start in range(0, len(squares), batch)]
-    return torch.cat([encode_squares(model.vae, torch.stack(part))[0] for part in parts])
+    return torch.cat([encode_pixels(model.vae, torch.stack(part))[0] for part in parts])
 
 
 def strata(timesteps: int, count: int = TIMESTEPS) -> list[int]:

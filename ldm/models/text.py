@@ -1,6 +1,7 @@
 """Prompts to what a UNet reads of them; what words become as tokens."""
 
 import functools
+import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,11 @@ class TextEmbedding:
     def __getitem__(self, places: slice | Tensor) -> "TextEmbedding":
         """The embeddings of some of the prompts."""
         return self._each(lambda tensor: tensor[places])
+
+    def split(self, counts: Sequence[int]) -> list["TextEmbedding"]:
+        """The embeddings of the first prompts, of those that follow, ...: so many of each."""
+        ends = itertools.accumulate(counts)
+        return [self[end - count : end] for count, end in zip(counts, ends, strict=True)]
 
     def to(self, dtype: torch.dtype) -> "TextEmbedding":
         return self._each(lambda tensor: tensor.to(dtype))

@@ -89,7 +89,7 @@ def build_job(config: Config, ready: Prepared, run: Path, start: ResumePoint | N
         if config.evaluation and config.evaluation.every:
             trainer.strategy._timeout = MEASURING  # the others wait for the one that measures
     check_shares(config, trainer.world_size)
-    tokens = (ready.resolution // ready.base.latent_factor) ** 2
+    tokens = (ready.resolution // ready.base.latent_factor) ** 2  # no bucket has more
     for networks in filter(None, (ready.base, ready.frozen)):
         choose_attention(networks.unet, trainer.strategy.root_device, tokens)
     return Job(

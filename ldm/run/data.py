@@ -1,11 +1,11 @@
 """From pictures to the stream of training batches, in every process."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from PIL import ImageColor
 from torch.utils.data import DataLoader
 
 from ldm.config import Config, Prior
@@ -17,6 +17,7 @@ from ldm.run.plan import prior_folder
 from ldm.run.prepare import Prepared
 from ldm.run.progress import counted, logged
 from ldm.run.subjects import class_prompts
+from ldm.run.transform import bucket_line, square_transform, subject_transform
 from ldm.sampling.live import LiveClassImages, Ring
 from ldm.sampling.prior import (
     ClassImageMaker,
@@ -26,6 +27,7 @@ from ldm.sampling.prior import (
 )
 from ldm.training import Interrupt
 
+log = logging.getLogger(__name__)
 CLASS_PICTURE = "class_picture"  # the purpose of the draws that choose one
 
 
@@ -91,16 +93,18 @@ class RunData(pl.LightningDataModule):
     def _subjects(self, device: torch.device) -> list[Source]:
         """One source per subject; where they stand for their classes too, those as well."""
         sources: list[Source] = []
-        prior = self.config.prior
+        prior, transform = self.config.prior, subject_transform(self.config, self.ready)
         for number, subject in enumerate(self.ready.subjects):
-            latents = self._encoded(subject.pictures, device, "pictures encoded")
+            if transform.multiple and self._trainer.is_global_zero:
+                log.info("trained in buckets: %s", bucket_line(transform, subject.pictures))
+            latents = self._encoded(subject.pictures, transform, device, "pictures encoded")
             if prior and prior.images == "subject":
                 prompts = [subject.class_prompts] * len(latents)
                 self.classes.append(
                     Pictures(latents, prompts, purpose=CLASS_PICTURE, number=number)
                 )
             if self.config.objective.mask_outside is not None:
-                latents = with_masks(latents, subject.pictures, self._transform())
+                latents = with_masks(latents, subject.pictures, transform)
             sources.append(Pictures(latents, subject.prompts, weight=subject.weight, number=number))
         return sources
 
@@ -110,10 +114,10 @@ class RunData(pl.LightningDataModule):
         Your own class pictures are all of the first prompt.
         """
         sources: list[Source] = []
-        own = self.ready.own_class_pictures
+        own, transform = self.ready.own_class_pictures, square_transform(self.config, self.ready)
         for number, prompt in enumerate(class_prompts(self.ready.subjects)[: 1 if own else None]):
             pictures = own or self._made(prior, prompt, device)
-            latents = self._encoded(pictures, device, "class images encoded")
+            latents = self._encoded(pictures, transform, device, "class images encoded")
             prompts = [[prompt]] * len(latents)
             sources.append(Pictures(latents, prompts, purpose=CLASS_PICTURE, number=number))
         return sources
@@ -158,26 +162,16 @@ class RunData(pl.LightningDataModule):
         folder = prior_folder(self.config, ready, prompt)
         return class_images(folder, ready.resolution)[: prior.count]
 
-    def _transform(self) -> Transform:
-        data = self.config.data
-        red, green, blue = ImageColor.getrgb(self.config.subject.background)[:3]
-        return Transform(
-            self.ready.resolution,
-            data.crop,
-            data.crops,
-            data.mirror,
-            (red, green, blue),
-            self.config.seed,
-        )
-
-    def _encoded(self, pictures: list[Path], device: torch.device, title: str) -> Latents:
+    def _encoded(
+        self, pictures: list[Path], transform: Transform, device: torch.device, title: str
+    ) -> Latents:
         cache, base = self.config.data.cache, self.ready.base
         with counted(title, self.interrupt.check) as report:
             return encode_pictures(
                 base.vae,
                 base.vae_fingerprint,
                 pictures,
-                self._transform(),
+                transform,
                 cache=Path(cache) if cache else None,
                 device=device,
                 progress=report,

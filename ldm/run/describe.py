@@ -17,6 +17,7 @@ from ldm.run.settings import filled
 RECIPE = (
     "model.train_text_encoder",
     "data.resolution",
+    "data.aspect",
     "seed",
     "training.steps",
     "training.batch",

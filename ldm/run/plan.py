@@ -13,6 +13,7 @@ from ldm.run.memory import memory_lines, optimizer_bytes
 from ldm.run.prepare import Prepared
 from ldm.run.settings import filled
 from ldm.run.subjects import class_prompts
+from ldm.run.transform import bucket_line, subject_transform
 from ldm.sampling.prior import class_image_folder, class_image_settings, count_missing
 
 MIB = 2**20
@@ -27,7 +28,7 @@ def plan_lines(config: Config, ready: Prepared, run: Path) -> list[str]:
         f"run folder    {run}",
         f"base          {base.source}, fingerprint {base.fingerprint[:12]}, "
         f"{base.prediction_type}, {ready.resolution} pixels",
-        *_picture_lines(ready),
+        *_picture_lines(config, ready),
         *_prompt_lines(config, ready),
         f"precision     {precision_of(config)}",
         f"steps         {training.steps} of {training.batch} pictures"
@@ -45,12 +46,17 @@ def plan_lines(config: Config, ready: Prepared, run: Path) -> list[str]:
     return [*lines, *(f"memory        {line}" for line in memory_lines(config, ready))]
 
 
-def _picture_lines(ready: Prepared) -> list[str]:
-    return [
-        f"pictures      {len(subject.pictures)} of {subject.identifier!r} in "
-        f"{subject.pictures[0].parent}: " + ", ".join(picture.name for picture in subject.pictures)
-        for subject in ready.subjects
-    ]
+def _picture_lines(config: Config, ready: Prepared) -> list[str]:
+    transform, lines = subject_transform(config, ready), []
+    for subject in ready.subjects:
+        listed = ", ".join(picture.name for picture in subject.pictures)
+        if transform.multiple:
+            listed = bucket_line(transform, subject.pictures)
+        lines.append(
+            f"pictures      {len(subject.pictures)} of {subject.identifier!r} in "
+            f"{subject.pictures[0].parent}: {listed}"
+        )
+    return lines
 
 
 def _prompt_lines(config: Config, ready: Prepared) -> list[str]:

@@ -66,7 +66,7 @@ class Pass:
 
     prompts: list[str]  # of each sample
     taught: int  # how many samples' targets the frozen base predicts
-    resolution: int  # pixels along one side
+    resolution: int  # pixels along one side of a square: the most, for no bucket has a larger area
     precision: str
 
 

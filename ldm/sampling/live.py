@@ -9,7 +9,7 @@ import atexit
 import itertools
 import pickle
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from PIL import Image, ImageOps
 
-from ldm.data.dataset import Samples
+from ldm.data.dataset import Sample
 from ldm.data.images import to_tensor
-from ldm.data.latents import Moments, encode_squares
+from ldm.data.latents import Moments, encode_pixels
 from ldm.data.sizes import sizes_of_whole
 from ldm.errors import UserError
 from ldm.randomness import generator
@@ -141,25 +141,21 @@ class LiveClassImages:
         if filling:
             self._report(len(window), len(window))
 
-    def take(self, seed: int, step: int, turns: Sequence[int], indices: Sequence[int]) -> Samples:
-        """The samples of these turns, at least one, for which `ready` was called."""
-        images = [self.ring.image(seed, turn) for turn in turns]
-        missing = [image for image in images if image not in self._kept]
-        if missing:
-            raise ValueError(f"class images {missing} are not there: ready() comes before take()")
-        variants = [
-            int(torch.randint(1 + self.mirror, (), generator=generator(seed, "variant", step, n)))
-            for n in indices
-        ]
-        chosen = [self._kept[image] for image in images]
+    def take(self, seed: int, step: int, turn: int, index: int) -> Sample:
+        """The sample of this turn, for which `ready` was called."""
+        image = self.ring.image(seed, turn)
+        if image not in self._kept:
+            raise ValueError(f"class image {image} is not there: ready() comes before take()")
+        draw = generator(seed, "variant", step, index)
+        variant = int(torch.randint(1 + self.mirror, (), generator=draw))
+        mean, std = self._kept[image]
         size = self.maker.settings["size"]
-        return Samples(
-            mean=torch.stack([mean[v] for (mean, _), v in zip(chosen, variants, strict=True)]),
-            std=torch.stack([std[v] for (_, std), v in zip(chosen, variants, strict=True)]),
-            sizes=sizes_of_whole(size, size, len(images)),
-            prompts=[self.maker.prompt] * len(images),
-            names=[f"class {image:05d}" for image in images],
-            weight=torch.ones(len(images)),
+        return Sample(
+            mean=mean[variant],
+            std=std[variant],
+            sizes=sizes_of_whole(size, size, 1)[0],
+            prompt=self.maker.prompt,
+            name=f"class {image:05d}",
         )
 
     def close(self) -> None:
@@ -280,7 +276,7 @@ class LiveClassImages:
         moments = []
         for picture in pictures:
             squares = [to_tensor(ImageOps.mirror(picture) if flip else picture) for flip in flips]
-            moments.append(encode_squares(self.maker.base.vae, torch.stack(squares)))
+            moments.append(encode_pixels(self.maker.base.vae, torch.stack(squares)))
         # Contiguous: the VAE answers in channels-last, and a copy from another process may not be.
         mean = torch.stack([mean for mean, _ in moments]).contiguous()
         std = torch.stack([std for _, std in moments]).contiguous()

@@ -15,7 +15,7 @@ IN_A_ROW = 3
 class FiniteGuard:
     """Skips an optimizer step whose gradient is not finite; `hopeless` after three in a row.
 
-    `note` each micro-batch, then ask `step_is_good` once per optimizer step. With a gradient scaler
+    `note` each batch, then ask `step_is_good` once per optimizer step. With a gradient scaler
     (16-mixed) an infinite gradient is how it finds its scale, so only a loss that is not finite
     counts as trouble; the scaler skips such steps by itself.
     """
@@ -27,7 +27,7 @@ class FiniteGuard:
         self._noted: list[tuple[dict[str, Any], Tensor]] = []
 
     def note(self, batch: dict[str, Any], per_sample: Tensor) -> None:
-        """Remember a micro-batch (names, timesteps, step) and its losses [B] until its step."""
+        """Remember a batch (names, timesteps, step) and its losses [B] until its step."""
         self._noted.append((batch, per_sample.detach()))
 
     def step_is_good(

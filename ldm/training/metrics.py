@@ -101,7 +101,7 @@ class Metrics(StepCallback):
         parts = [outputs[name].detach().float() for name in LOSSES]
         parts[0] = parts[0] * trainer.accumulate_grad_batches  # Lightning has divided "loss" by it
         self._micro.append(torch.stack(parts))
-        self._samples += len(batch["prompts"]) * trainer.world_size
+        self._samples += sum(len(one["prompts"]) for one in batch) * trainer.world_size
         if trainer.global_step != self._seen:
             losses = torch.stack(self._micro).mean(0)  # [3]
             values = torch.cat([losses, pl_module.gradient_norm.reshape(1)])  # [4]

@@ -97,21 +97,32 @@ class DreamBoothModule(pl.LightningModule):
         if EMBEDDING in self._groups:
             self._tokens = places_of(modules, self.phases.tokens)
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
-        """Loss of one micro-batch; "loss" = "loss/instance" + prior weight x "loss/prior"."""
-        t, is_prior = batch["timesteps"], batch["is_prior"]
-        text = self.encode(batch["prompts"])  # [B, L, D]
-        noisy = self.objective.noisy(batch)  # [B, C, h, w]
-        prediction = predict(self.trained["unet"], noisy, t, text, batch["sizes"])
-        target = self.target(batch, noisy)  # [B, C, h, w]
-        per_sample = self.objective.per_sample(prediction, target, t, batch["mask"])  # [B]
-        per_sample = batch["weight"] * per_sample
-        self.guard.note(batch, per_sample)
+    def training_step(self, batches: list[dict[str, Any]], batch_idx: int) -> dict[str, Tensor]:
+        """Loss of one micro-batch; "loss" = "loss/instance" + prior weight x "loss/prior".
+
+        A batch for each shape of latents; together they hold B samples.
+        """
+        text = self.encode([prompt for batch in batches for prompt in batch["prompts"]])
+        texts = text.split([len(batch["prompts"]) for batch in batches])
+        each = [self.losses(batch, text) for batch, text in zip(batches, texts, strict=True)]
+        per_sample = torch.cat(each)  # [B]
+        is_prior = torch.cat([batch["is_prior"] for batch in batches])
         return {
-            "loss": combine(per_sample, is_prior, self.prior_weight(batch["step"])),
+            "loss": combine(per_sample, is_prior, self.prior_weight(batches[0]["step"])),
             "loss/instance": mean_of(per_sample.detach(), ~is_prior),
             "loss/prior": mean_of(per_sample.detach(), is_prior),  # NaN without class samples
         }
+
+    def losses(self, batch: dict[str, Any], text: TextEmbedding) -> Tensor:
+        """Weighted loss of each sample of one shape, [B], in one forward pass."""
+        t = batch["timesteps"]
+        noisy = self.objective.noisy(batch)  # [B, C, h, w]
+        prediction = predict(self.trained["unet"], noisy, t, text, batch["sizes"])
+        target = self.target(batch, noisy)  # [B, C, h, w]
+        per_sample = self.objective.per_sample(prediction, target, t, batch["mask"])
+        per_sample = batch["weight"] * per_sample
+        self.guard.note(batch, per_sample)
+        return per_sample
 
     def target(self, batch: dict[str, Any], noisy: Tensor) -> Tensor:
         """What is to be predicted, [B, C, h, w]; of class samples what the teacher predicts."""
@@ -135,9 +146,12 @@ class DreamBoothModule(pl.LightningModule):
         return TextEmbedding.cat([self._embeddings[prompt] for prompt in prompts])
 
     def on_before_batch_transfer(
-        self, batch: dict[str, Any], dataloader_idx: int
-    ) -> dict[str, Any]:
-        """Draw on the CPU, before the batch moves: the same numbers whatever the device."""
+        self, batches: list[dict[str, Any]], dataloader_idx: int
+    ) -> list[dict[str, Any]]:
+        """Draw on the CPU, before the batches move: the same numbers whatever the device."""
+        return [self._drawn(batch) for batch in batches]
+
+    def _drawn(self, batch: dict[str, Any]) -> dict[str, Any]:
         tensors = self.objective.draw(batch, self.seed)
         tensors |= {name: batch[name] for name in ("is_prior", "weight", "mask", "sizes")}
         tensors["prior_places"] = batch["is_prior"].nonzero().flatten()
@@ -151,9 +165,9 @@ class DreamBoothModule(pl.LightningModule):
         texts["prior_prompts"] = [prompt for prompt, is_prior in prompts if is_prior]
         return {**tensors, **texts}
 
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, batches: Any, batch_idx: int) -> None:
         """Give and take gradients where a phase begins; dropout depends on the step alone."""
-        torch.manual_seed(batch["dropout_seed"])  # dropout knows no generator of its own
+        torch.manual_seed(batches[0]["dropout_seed"])  # dropout knows no generator of its own
         self.begin_step(self.trainer.global_step)
 
     def begin_step(self, step: int) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from ldm.data.images import fit, load_picture
-from ldm.data.latents import Latents, Progress, Transform, encode_pictures, encode_squares
+from ldm.data.latents import Latents, Progress, Transform, encode_pictures, encode_pixels
 from ldm.errors import UserError
 from ldm.randomness import generator
 
@@ -71,15 +71,26 @@ def encoded(
     batch: int = 8,
     progress: Progress | None = None,
     **transform: Any,
-) -> Latents:
+) -> "Stacked":
     """`encode_pictures` with the fields of the transform as they come."""
     how = Transform(resolution, **transform)
-    return encode_pictures(
-        vae, fingerprint, pictures, how, cache=cache, batch=batch, progress=progress
+    return Stacked(
+        encode_pictures(
+            vae, fingerprint, pictures, how, cache=cache, batch=batch, progress=progress
+        )
     )
 
 
-def same(one: Latents, other: Latents) -> bool:
+class Stacked:
+    """Latents of one shape."""
+
+    def __init__(self, latents: Latents) -> None:
+        self.mean, self.std = torch.stack(latents.mean), torch.stack(latents.std)  # [N, V, C, h, w]
+        self.sizes, self.names, self.variants = latents.sizes, latents.names, latents.variants
+        assert len(latents) == len(latents.names)
+
+
+def same(one: Stacked, other: Stacked) -> bool:
     pairs = ((one.mean, other.mean), (one.std, other.std), (one.sizes, other.sizes))
     return all(torch.equal(*pair) for pair in pairs)
 
@@ -92,7 +103,7 @@ def test_moments_are_the_scaled_posterior(vae, pictures):
     latents = encoded(vae, "f", pictures, SIDE)
     assert latents.mean.shape == latents.std.shape == (3, 1, 4, 8, 8)
     assert latents.names == ["0.png", "1.png", "2.png"]
-    assert len(latents) == 3 and latents.variants == 1
+    assert latents.variants == 1
     assert latents.mean.dtype == latents.std.dtype == torch.float32
     for n, path in enumerate(pictures):
         square = fit(load_picture(path), SIDE)[None]
@@ -105,7 +116,7 @@ def test_moments_are_the_scaled_posterior(vae, pictures):
 
 def test_squares_in_memory_are_encoded_as_pictures_are(vae, pictures):
     squares = torch.stack([fit(load_picture(path), SIDE) for path in pictures])
-    mean, std = encode_squares(vae, squares)
+    mean, std = encode_pixels(vae, squares)
     latents = encoded(vae, "f", pictures, SIDE)
     close(mean, latents.mean[:, 0])
     close(std, latents.std[:, 0])

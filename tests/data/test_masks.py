@@ -15,7 +15,7 @@ from ldm.data.masks import load_masks, mask_beside, with_masks
 from ldm.errors import UserError
 
 SIDE, CELL = 8, 4  # a latent grid of 8 x 8, each of 4 x 4 pixels
-RESOLUTION = SIDE * CELL
+RESOLUTION, GRID = SIDE * CELL, (SIDE, SIDE)
 STORED = {  # what a camera stores, so that turning it as the tag says gives the upright one
     6: Image.Transpose.ROTATE_90,
     8: Image.Transpose.ROTATE_270,
@@ -41,7 +41,7 @@ def bright(size: tuple[int, int], box: tuple[int, int, int, int]) -> Image.Image
 
 
 def masks_of(picture: Path, **options: Any) -> torch.Tensor:
-    return load_masks([picture], Transform(RESOLUTION, **options), SIDE)[0, :, 0]
+    return load_masks([picture], Transform(RESOLUTION, **options), [GRID])[0][:, 0]
 
 
 def tag(orientation: int) -> Image.Exif:
@@ -67,15 +67,16 @@ def test_mask_follows_its_picture_through_turns_crops_and_mirrors(
     vae: Any = Averaging()
     picture = tmp_path / name
     latents = encode_pictures(vae, "f", [picture], transform)
-    masks = with_masks(latents, [picture], transform).mask
-    assert masks is not None and masks.shape == (1, 6, 1, SIDE, SIDE)
-    assert masks.dtype == torch.float32
-    brightness = (latents.mean + 1) / 2
+    found = with_masks(latents, [picture], transform).mask
+    assert found is not None and len(found) == 1
+    masks = found[0]
+    assert masks.shape == (6, 1, SIDE, SIDE) and masks.dtype == torch.float32
+    brightness = (latents.mean[0] + 1) / 2
     assert (masks - brightness).abs().max() < 0.16  # Lanczos beside means; a cell off is 1
     assert (masks - brightness).abs().mean() < 0.02
-    assert torch.equal(masks[0, 1::2], masks[0, ::2].flip(-1))
+    assert torch.equal(masks[1::2], masks[::2].flip(-1))
     if size != (70, 70):
-        assert len(masks[0, ::2].unique(dim=0)) > 1  # the crops differ
+        assert len(masks[::2].unique(dim=0)) > 1  # the crops differ
 
 
 def test_each_cell_is_the_mean_over_its_pixels(tmp_path):
@@ -181,8 +182,8 @@ def test_pictures_without_a_mask_count_everywhere_and_are_named_once(tmp_path, c
     with Image.open(tmp_path / "b.png") as opaque:
         assert opaque.mode == "RGBA"
     bright((32, 32), (0, 0, 16, 16)).save(tmp_path / "c.mask.png")
-    masks = load_masks(find_pictures(tmp_path), Transform(RESOLUTION, mirror=True), SIDE)
-    assert masks.shape == (4, 2, 1, 8, 8)
+    masks = load_masks(find_pictures(tmp_path), Transform(RESOLUTION, mirror=True), [GRID] * 4)
+    assert [mask.shape for mask in masks] == [(2, 1, 8, 8)] * 4
     assert [float(mask.mean()) for mask in masks] == [1.0, 1.0, 0.25, 1.0]
     assert len(caplog.messages) == 1 and "a.png, b.png, d.png" in caplog.text
 
@@ -199,11 +200,12 @@ def test_crops_depend_on_the_pictures_content_as_when_it_is_encoded(tmp_path):
     picture = tmp_path / "a.png"
     ramp = np.arange(300).repeat(32).reshape(300, 32).T * 255 / 299
     Image.fromarray(ramp.round().astype(np.uint8)).save(tmp_path / "a.mask.png")
-    transform, middles = Transform(RESOLUTION, "random", crops=4, seed=3), []
+    transform, size = Transform(RESOLUTION, "random", crops=4, seed=3), (300, 32)
+    middles: list[list[float]] = []
     for colour in ("black", "navy"):
         Image.new("RGB", (300, 32), colour).save(picture)
-        boxes = [box for box, _ in transform.variants((300, 32), digest_of(picture))]
-        found = load_masks([picture], transform, SIDE)[0].flatten(1).mean(1)
+        boxes = [box for box, _ in transform.variants(size, size, digest_of(picture))]
+        found = load_masks([picture], transform, [GRID])[0].flatten(1).mean(1)
         middles.append([(left + right - 1) / 2 / 299 for left, _, right, _ in boxes])
         assert found.tolist() == pytest.approx(middles[-1], abs=0.01)
     assert middles[0] != middles[1]
@@ -218,7 +220,7 @@ def test_nothing_is_read_later(tmp_path):
     masked = with_masks(latents, [picture], Transform(RESOLUTION))
     picture.unlink()
     (tmp_path / "a.mask.png").unlink()
-    assert masked.mask is not None and masked.mask.mean() == 0.5
+    assert masked.mask is not None and masked.mask[0].mean() == 0.5
     assert masked.mean is latents.mean and latents.mask is None
 
 
@@ -278,7 +280,7 @@ def test_arguments_that_do_not_fit(tmp_path):
     picture = tmp_path / "a.png"
     Image.new("RGB", (32, 32)).save(picture)
     with pytest.raises(ValueError, match="no picture"):
-        load_masks([], Transform(RESOLUTION), SIDE)
+        load_masks([], Transform(RESOLUTION), [])
     vae: Any = Averaging()
     latents = encode_pictures(vae, "f", [picture], Transform(RESOLUTION))
     with pytest.raises(ValueError, match="masks"):

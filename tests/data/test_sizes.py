@@ -42,17 +42,17 @@ def test_whole_pictures() -> None:
 
 def test_a_crop_is_told_in_pixels_of_the_resized_picture() -> None:
     # 100 x 40 at 20 pixels is 50 x 20; the crop began at 30 of 100: at 15 of 50.
-    assert sizes_of_crop((100, 40), (100, 40), (30, 0, 70, 40), False, 20) == [
+    assert sizes_of_crop((100, 40), (100, 40), (30, 0, 70, 40), False, (20, 20)) == [
         *(40, 100),
         *(0, 15),
         *(20, 20),
     ]
     # Mirrored, what was 30 to its right (15 of 50) lies to its left.
-    assert sizes_of_crop((100, 40), (100, 40), (30, 0, 70, 40), True, 20)[2:4] == [0, 15]
-    assert sizes_of_crop((100, 40), (100, 40), (60, 0, 100, 40), True, 20)[2:4] == [0, 0]
-    assert sizes_of_crop((40, 100), (40, 100), (0, 10, 40, 50), True, 20)[2:4] == [5, 0]
+    assert sizes_of_crop((100, 40), (100, 40), (30, 0, 70, 40), True, (20, 20))[2:4] == [0, 15]
+    assert sizes_of_crop((100, 40), (100, 40), (60, 0, 100, 40), True, (20, 20))[2:4] == [0, 0]
+    assert sizes_of_crop((40, 100), (40, 100), (0, 10, 40, 50), True, (20, 20))[2:4] == [5, 0]
     # A decoding of half the size has crops of half the size, of the same file.
-    halved = sizes_of_crop((100, 40), (50, 20), (15, 0, 35, 20), False, 20)
+    halved = sizes_of_crop((100, 40), (50, 20), (15, 0, 35, 20), False, (20, 20))
     assert halved == [40, 100, 0, 15, 20, 20]
 
 
@@ -65,7 +65,7 @@ def test_variants_of_a_picture(tmp_path: Path, mirror: bool) -> None:
     transform = Transform(SIDE, crop="random", crops=3, mirror=mirror)
     from ldm.data.latents import digest_of
 
-    boxes = transform.variants((64, 32), digest_of(path))
+    boxes = transform.variants((64, 32), (64, 32), digest_of(path))
     assert [size[3] for size in found] == [
         round((64 - box[2] if flip else box[0]) / 2) for box, flip in boxes
     ]

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from ldm.data.dataset import Batch, Pictures, Samples, TrainingSet
+from ldm.data.dataset import Batch, Pictures, Sample, TrainingSet
 from ldm.data.latents import Latents
 from ldm.errors import UserError
 from ldm.randomness import generator
-from tests.data.test_dataset import class_pictures, latents, pictures_of, prompts_of, samples
+from tests.data.test_dataset import class_pictures, latents, pictures_of, prompts_of, samples, whole
 
 DEALINGS = [(1, 1), (2, 1), (1, 2), (2, 2), (4, 1)]  # accumulate, world
 
@@ -27,14 +27,10 @@ class Recorded:
     def ready(self, turns: range) -> None:
         self.calls.append(("ready", list(turns)))
 
-    def take(self, seed: int, step: int, turns: Sequence[int], indices: Sequence[int]) -> Samples:
-        self.calls.append(("take", list(turns)))
-        count = len(turns)
-        mean = torch.tensor(turns).view(count, 1, 1, 1).expand(-1, 4, 2, 3).float()
-        asked = zip(turns, indices, strict=True)
-        names = [f"turn {turn} at {step}, {index}" for turn, index in asked]
-        sizes = mean.flatten(1)[:, :6]
-        return Samples(mean, mean + 0.5, sizes, ["a robot"] * count, names, torch.ones(count))
+    def take(self, seed: int, step: int, turn: int, index: int) -> Sample:
+        self.calls.append(("take", [turn]))
+        mean, name = torch.full((4, 2, 3), float(turn)), f"turn {turn} at {step}, {index}"
+        return Sample(mean, mean + 0.5, mean.flatten()[:6], "a robot", name)
 
     def turns(self, kind: str) -> list[int]:
         return [turn for name, turns in self.calls if name == kind for turn in turns]
@@ -68,7 +64,7 @@ def subject_of(name: str) -> int:
 
 
 def test_subjects_get_equal_shares_and_their_pictures_equal_use():
-    found = samples(list(islice(many(), 42)))  # 168 subject samples: 56 each, 4 and 28 epochs
+    found = samples(list(islice(whole(many()), 42)))  # 168 subject samples: 56 each, 4 and 28 epochs
     names = [sample[2] for _, sample in sorted(found.items())]
     subjects = [name for name in names if subject_of(name) < 10]
     assert [subject_of(name) for name in subjects] == [0, 1, 2] * 56  # in turn, across steps
@@ -84,7 +80,7 @@ def test_subjects_get_equal_shares_and_their_pictures_equal_use():
 
 
 def test_subjects_of_one_size_are_not_run_through_in_step():
-    found = samples(list(islice(many(), 42)))
+    found = samples(list(islice(whole(many()), 42)))
     names = [sample[2] for _, sample in sorted(found.items())]
     pairs = [
         [int(name.removesuffix(".png")) % 100 for name in names if subject_of(name) == number]
@@ -94,7 +90,7 @@ def test_subjects_of_one_size_are_not_run_through_in_step():
 
 
 def test_prompts_and_weights_go_with_their_subject():
-    for batch in islice(many(), 10):
+    for batch in islice(whole(many()), 10):
         for n, name in enumerate(batch["names"]):
             subject = subject_of(name)
             assert bool(batch["is_prior"][n]) is (subject >= 10)
@@ -108,7 +104,7 @@ def test_prompts_and_weights_go_with_their_subject():
 
 
 def test_a_whole_number_is_a_weight_too():
-    batch = next(iter(TrainingSet([pictures_of(latents(1, 1, 0), [["x"]], weight=2)])))
+    (batch,) = next(iter(TrainingSet([pictures_of(latents(1, 1, 0), [["x"]], weight=2)])))
     assert batch["weight"].dtype == torch.float32 and batch["weight"].tolist() == [2.0]
 
 
@@ -117,7 +113,8 @@ def dealt(accumulate: int, world: int, steps: int = 6, **options: Any) -> list[l
     return [
         list(
             islice(
-                many(accumulate=accumulate, world=world, rank=rank, **options), steps * accumulate
+                whole(many(accumulate=accumulate, world=world, rank=rank, **options)),
+                steps * accumulate,
             )
         )
         for rank in range(world)
@@ -126,7 +123,7 @@ def dealt(accumulate: int, world: int, steps: int = 6, **options: Any) -> list[l
 
 @pytest.mark.parametrize(("accumulate", "world"), DEALINGS)
 def test_same_samples_in_the_same_order_however_they_are_dealt_out(accumulate, world):
-    expected = samples(list(islice(many(caption_dropout=0.3), 6)))
+    expected = samples(list(islice(whole(many(caption_dropout=0.3)), 6)))
     processes = dealt(accumulate, world, caption_dropout=0.3)
     assert samples([batch for batches in processes for batch in batches]) == expected
     for step in range(6):  # micro-batches in turn, processes in turn: contiguous shares
@@ -140,9 +137,9 @@ def test_same_samples_in_the_same_order_however_they_are_dealt_out(accumulate, w
 
 @pytest.mark.parametrize("start", [1, 2, 5])
 def test_resumed_stream_goes_on_where_it_stopped(start):
-    whole = samples(list(islice(many(caption_dropout=0.3), 8)))
-    rest = samples(list(islice(many(caption_dropout=0.3, start_step=start), 8 - start)))
-    assert rest == {where: sample for where, sample in whole.items() if where[0] >= start}
+    straight = samples(list(islice(whole(many(caption_dropout=0.3)), 8)))
+    rest = samples(list(islice(whole(many(caption_dropout=0.3, start_step=start)), 8 - start)))
+    assert rest == {where: sample for where, sample in straight.items() if where[0] >= start}
 
 
 def test_two_workers_give_the_same_stream():
@@ -150,11 +147,12 @@ def test_two_workers_give_the_same_stream():
         three(masked=(True, False, True)), two_classes(), batch=4, prior_batch=8, accumulate=2
     )
     loader = DataLoader(found, None, num_workers=2, multiprocessing_context="fork", timeout=60)
-    for one, other in zip(islice(loader, 8), found, strict=False):
+    for one, other in zip(islice(whole(loader), 8), whole(found), strict=False):
         assert set(one) == set(Batch.__annotations__)
         for key, value in other.items():
-            found_value: Any = one[key]
+            found_value = dict(one)[key]
             if isinstance(value, torch.Tensor):
+                assert isinstance(found_value, torch.Tensor)
                 assert torch.equal(found_value, value), key
             else:
                 assert found_value == value, key
@@ -219,7 +217,7 @@ def test_iterating_again_readies_again_and_so_does_a_micro_batch_by_itself():
 
 def test_a_source_knows_step_and_place_of_what_it_gives():
     stream = TrainingSet([pictures_of(latents(1, 1, 0), [["x"]])], [Recorded()], prior_batch=2)
-    names = [name for batch in islice(stream, 2) for name in batch["names"] if "turn" in name]
+    names = [name for batch in islice(whole(stream), 2) for name in batch["names"] if "turn" in name]
     assert names == ["turn 0 at 0, 1", "turn 1 at 0, 2", "turn 2 at 1, 1", "turn 3 at 1, 2"]
 
 
@@ -228,7 +226,7 @@ def test_a_source_knows_step_and_place_of_what_it_gives():
 
 def test_masks_are_those_of_picture_and_variant_and_ones_where_there_are_none():
     stream = TrainingSet(three(masked=(True, False, True)), two_classes(), batch=6, prior_batch=4)
-    for batch in islice(stream, 10):
+    for batch in islice(whole(stream), 10):
         mask = batch["mask"]
         assert mask is not None and mask.shape == (10, 1, 2, 3) and mask.dtype == torch.float32
         for n, name in enumerate(batch["names"]):
@@ -243,7 +241,7 @@ def test_a_sample_has_its_mask_in_whatever_company(accumulate, world):
     for rank in range(world):
         options: dict[str, Any] = {"accumulate": accumulate, "world": world, "rank": rank}
         stream = TrainingSet(subjects, two_classes(), batch=4, prior_batch=8, **options)
-        for batch in islice(stream, 4):
+        for batch in islice(whole(stream), 4):
             assert batch["mask"] is not None
             values = torch.where(batch["is_prior"], 1.0, batch["mean"][:, 0, 0, 0] / 100)
             assert torch.equal(batch["mask"][:, 0, 1, 2], values)
@@ -253,11 +251,11 @@ def test_latents_refuse_masks_that_do_not_fit():
     plain = latents(3, 2, base=0)
     for shape in [(3, 2, 4, 2, 3), (3, 1, 1, 2, 3), (2, 2, 1, 2, 3), (3, 2, 1, 4, 6)]:
         with pytest.raises(ValueError, match="masks"):
-            Latents(plain.mean, plain.std, plain.sizes, plain.names, torch.ones(shape))
+            Latents(plain.mean, plain.std, plain.sizes, plain.names, [*torch.ones(shape)])
     with pytest.raises(ValueError, match="2 names"):
         Latents(plain.mean, plain.std, plain.sizes, plain.names[:2])
     with pytest.raises(ValueError, match="std"):
-        Latents(plain.mean, plain.std[:, :1], plain.sizes, plain.names)
+        Latents(plain.mean, [std[:1] for std in plain.std], plain.sizes, plain.names)
     with pytest.raises(ValueError, match="sizes"):
         Latents(plain.mean, plain.std, plain.sizes[:, :1], plain.names)
 
@@ -266,21 +264,21 @@ def test_latents_refuse_masks_that_do_not_fit():
 
 
 def test_captions_are_dropped_as_often_as_asked_and_nothing_else_changes():
-    whole = samples(list(islice(many(), 100)))
-    some = samples(list(islice(many(caption_dropout=0.25), 100)))
+    plain = samples(list(islice(whole(many()), 100)))
+    some = samples(list(islice(whole(many(caption_dropout=0.25)), 100)))
     dropped = {where for where, sample in some.items() if sample[1] == ""}
     kinds = Counter(some[where][3] for where in dropped)
     assert 70 <= kinds[False] <= 130 and 160 <= kinds[True] <= 240  # of 400 and of 800
     assert dropped == {
         where
-        for where in whole
+        for where in plain
         if torch.rand((), generator=generator(7, "caption_dropout", *where)) < 0.25
     }
-    assert {where: sample for where, sample in whole.items() if where not in dropped} == {
+    assert {where: sample for where, sample in plain.items() if where not in dropped} == {
         where: sample for where, sample in some.items() if where not in dropped
     }
     for where in dropped:
-        assert (some[where][0], *some[where][2:]) == (whole[where][0], *whole[where][2:])
+        assert (some[where][0], *some[where][2:]) == (plain[where][0], *plain[where][2:])
 
 
 @pytest.mark.parametrize(
@@ -291,14 +289,14 @@ def test_captions_are_dropped_as_often_as_asked_and_nothing_else_changes():
     ],
 )
 def test_class_samples_may_lose_their_captions_at_a_rate_of_their_own(asked, kept, lost):
-    found = samples(list(islice(many(**asked), 5)))
+    found = samples(list(islice(whole(many(**asked)), 5)))
     assert {is_prior for _, prompt, _, is_prior in found.values() if prompt} == {kept}
     assert {is_prior for _, prompt, _, is_prior in found.values() if not prompt} == {lost}
 
 
 def test_more_dropout_drops_the_same_and_more_until_all():
     def dropped(probability: float) -> set[tuple[int, int]]:
-        found = samples(list(islice(many(caption_dropout=probability), 20)))
+        found = samples(list(islice(whole(many(caption_dropout=probability)), 20)))
         return {where for where, sample in found.items() if not sample[1]}
 
     assert dropped(0.0) == set() and len(dropped(1.0)) == 240

@@ -156,7 +156,7 @@ def test_main_says_it_with_status_2(
     step = DreamBoothModule.training_step
 
     def training_step(module: DreamBoothModule, batch: Any, batch_idx: int) -> Any:
-        if batch["step"] == 1:
+        if batch[0]["step"] == 1:
             raise torch.OutOfMemoryError(*ERROR.args)  # each has a traceback of its own
         return step(module, batch, batch_idx)
 

@@ -63,10 +63,11 @@ def test_sizes_of_pictures_and_class_images_arrive(
     seen: dict[str, set[tuple[float, ...]]] = {}
     step = DreamBoothModule.training_step
 
-    def spy(module: DreamBoothModule, batch: dict[str, Any], batch_idx: int) -> Any:
-        for name, sizes in zip(batch["names"], batch["sizes"].tolist(), strict=True):
-            seen.setdefault(name, set()).add(tuple(sizes))
-        return step(module, batch, batch_idx)
+    def spy(module: DreamBoothModule, batches: list[dict[str, Any]], batch_idx: int) -> Any:
+        for batch in batches:
+            for name, sizes in zip(batch["names"], batch["sizes"].tolist(), strict=True):
+                seen.setdefault(name, set()).add(tuple(sizes))
+        return step(module, batches, batch_idx)
 
     monkeypatch.setattr(DreamBoothModule, "training_step", spy)
     place.train("sizes", prior__images="live", training__steps=3, training__text_encoder_stop=0.5)

@@ -15,9 +15,9 @@ import pytest
 import torch
 from PIL import ImageOps
 
-from ldm.data.dataset import Samples
+from ldm.data.dataset import Sample
 from ldm.data.images import load_picture, to_tensor
-from ldm.data.latents import encode_squares
+from ldm.data.latents import encode_pixels
 from ldm.errors import UserError
 from ldm.models.base import BaseModel, frozen_copy, load_base
 from ldm.randomness import generator
@@ -70,20 +70,20 @@ def live(base: BaseModel) -> Iterator[Open]:
         source.close()
 
 
-def steps_of(source: LiveClassImages, steps: range) -> list[Samples]:
-    return [step_of(source, step) for step in steps]
+def steps_of(source: LiveClassImages, steps: range) -> list[Sample]:
+    return [sample for step in steps for sample in step_of(source, step)]
 
 
-def step_of(source: LiveClassImages, step: int) -> Samples:
+def step_of(source: LiveClassImages, step: int) -> list[Sample]:
     turns = range(step * STEP, (step + 1) * STEP)
     source.ready(turns)
-    return source.take(SEED, step, turns, range(10, 10 + STEP))
+    return [source.take(SEED, step, turn, 10 + place) for place, turn in enumerate(turns)]
 
 
-def assert_equal(first: list[Samples], second: list[Samples]) -> None:
+def assert_equal(first: list[Sample], second: list[Sample]) -> None:
     assert len(first) == len(second)
     for one, two in zip(first, second, strict=True):
-        assert one.names == two.names
+        assert one.name == two.name
         assert torch.equal(one.mean, two.mean) and torch.equal(one.std, two.std)
 
 
@@ -132,23 +132,22 @@ def test_live_images_are_the_cached_ones(
     paths = make_class_images(ClassImageMaker(own, PROMPT, settings, BATCH), 9, tmp_path)
     source, seen = live(mirror=True), set()
     for step in range(6):
-        samples = step_of(source, step)
-        assert samples.prompts == [PROMPT] * STEP and samples.mask is None
-        assert samples.weight.tolist() == [1.0] * STEP and samples.weight.dtype == torch.float32
-        for place, name in enumerate(samples.names):
+        for place, sample in enumerate(step_of(source, step)):
+            assert (sample.prompt, sample.mask, sample.weight) == (PROMPT, None, 1.0)
+            assert sample.sizes.tolist() == [32, 32, 0, 0, 32, 32]
             image = Ring(COUNT, 2).image(SEED, step * STEP + place)
-            assert name == f"class {image:05d}"
+            assert sample.name == f"class {image:05d}"
             draw = generator(SEED, "variant", step, 10 + place)
             flip = int(torch.randint(2, (), generator=draw))
             picture = load_picture(paths[image])
             both = torch.stack([to_tensor(picture), to_tensor(ImageOps.mirror(picture))])
-            mean, std = encode_squares(base.vae, both)
-            assert torch.equal(samples.mean[place], mean[flip])
-            assert torch.equal(samples.std[place], std[flip])
+            mean, std = encode_pixels(base.vae, both)
+            assert torch.equal(sample.mean, mean[flip])
+            assert torch.equal(sample.std, std[flip])
             seen.add((image, flip))
     assert {image for image, _ in seen} == set(range(9))
     assert {flip for _, flip in seen} == {0, 1}
-    assert samples.mean.is_contiguous() and not samples.mean.requires_grad
+    assert sample.mean.is_contiguous() and not sample.mean.requires_grad
     assert not torch.equal(mean[0], mean[1])  # or mirroring would show nowhere
 
 
@@ -162,7 +161,7 @@ def test_resumed_run_makes_what_it_needs_and_goes_on(
     later = live()
     later.ready(range(16, 18))  # block 2, of images 6 to 11
     assert sorted(later._kept) == list(range(6, 12))
-    assert_equal(steps_of(later, range(8, 14)), whole[8:])
+    assert_equal(steps_of(later, range(8, 14)), whole[8 * STEP :])
     later.close()
     assert min(number for _, number in made) == 6 // BATCH
     assert [number for _, number in made] == list(range(1, 1 + len(made)))
@@ -182,7 +181,8 @@ def test_ahead_by_one_block_and_no_more(live: Open, made: list[tuple[str, int]])
         assert len(made) == 4 + block
     source.ready(range(12 * 6 - 1, 12 * 9))  # more turns than a ring has
     assert sorted(source._kept) == list(range(20, 32 + 12))
-    source.take(SEED, 0, range(71, 108), range(37))
+    for place, turn in enumerate(range(71, 108)):
+        source.take(SEED, 0, turn, place)
 
 
 def test_first_filling_is_reported(live: Open) -> None:
@@ -326,7 +326,7 @@ LiveClassImages(maker, Ring(4), check=check).ready(range(1))
 def test_order_of_calls(live: Open) -> None:
     source = live()
     with pytest.raises(ValueError, match="ready"):
-        source.take(SEED, 0, [0], [0])
+        source.take(SEED, 0, 0, 0)
     source.ready(range(24, 26))
     source.ready(range(24, 26))
     with pytest.raises(ValueError, match="turn 2: .* dropped"):

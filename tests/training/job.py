@@ -3,6 +3,7 @@
 python tests/training/job.py BASE '[{"run": "PATH", "steps": 4, "precision": "fp32", ...}, ...]'
 """
 
+import itertools
 import json
 import logging
 import os
@@ -37,12 +38,16 @@ from ldm.training import (
 )
 
 
-def latents_of(count: int, seed: int) -> Latents:
-    """Random latents of `count` pictures in two variants."""
+def latents_of(count: int, seed: int, buckets: bool = False) -> Latents:
+    """Random latents of `count` pictures in two variants, squares or of three forms."""
     generator = torch.Generator().manual_seed(seed)
-    mean = torch.randn(count, 2, 4, 8, 8, generator=generator)
-    sizes = sizes_of_whole(32, 32, 2).expand(count, -1, -1)
-    return Latents(mean, torch.full_like(mean, 0.1), sizes, [f"{n}.png" for n in range(count)])
+    whole = torch.randn(count, 2, 4, 8, 8, generator=generator)
+    grids = [(6, 10), (8, 8), (12, 4)] if buckets else [(8, 8)]
+    pairs = list(zip(whole, itertools.cycle(grids), strict=False))
+    mean = [one.flatten(2)[..., : h * w].reshape(2, 4, h, w) for one, (h, w) in pairs]
+    std = [torch.full_like(one, 0.1) for one in mean]
+    sizes = torch.stack([sizes_of_whole(4 * h, 4 * w, 2) for _, (h, w) in pairs])
+    return Latents(mean, std, sizes, [f"{n}.png" for n in range(count)])
 
 
 class Kill(pl.Callback):
@@ -63,19 +68,20 @@ class Record(pl.Callback):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, *_: Any) -> None:
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batches: Any, *_: Any) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        drawn = zip(
-            batch["index"].tolist(),
-            batch["names"],
-            batch["prompts"],
-            batch["timesteps"].tolist(),
-            batch["noise"].flatten(1).sum(1).tolist(),
-            strict=True,
-        )
-        with (self.folder / f"rank{trainer.global_rank}.jsonl").open("a") as file:
-            for sample in drawn:
-                file.write(json.dumps([batch["step"], *sample]) + "\n")
+        for batch in batches:
+            drawn = zip(
+                batch["index"].tolist(),
+                batch["names"],
+                batch["prompts"],
+                batch["timesteps"].tolist(),
+                batch["noise"].flatten(1).sum(1).tolist(),
+                strict=True,
+            )
+            with (self.folder / f"rank{trainer.global_rank}.jsonl").open("a") as file:
+                for sample in drawn:
+                    file.write(json.dumps([batch["step"], *sample]) + "\n")
 
 
 def build_module(
@@ -117,12 +123,16 @@ def build_module(
 
 
 def build_data(
-    prior: bool = True, accumulate: int = 1, batch: int = 2, **options: Any
+    prior: bool = True,
+    accumulate: int = 1,
+    batch: int = 2,
+    buckets: bool = False,
+    **options: Any,
 ) -> TrainingSet:
     prompts = [["a drawing of sks robot", "a photo of sks robot"]] * 3
     classes = Pictures(latents_of(5, 2), [["a drawing of a robot"]] * 5, purpose="class_picture")
     return TrainingSet(
-        [Pictures(latents_of(3, 1), prompts)],
+        [Pictures(latents_of(3, 1, buckets), prompts)],
         [classes] if prior else [],
         batch=batch,
         prior_batch=4 if prior else 0,
@@ -142,6 +152,7 @@ def train(
     text_encoder: bool = True,
     prior: bool = True,
     batch: int = 2,
+    buckets: bool = False,
     resume: bool = False,
     save_every: int = 100,
     ema: bool = False,
@@ -186,7 +197,9 @@ def train(
         **kept,
     )
     place = {"rank": trainer.global_rank, "world": trainer.world_size}
-    data = build_data(prior, accumulate, batch, start_step=point.step if point else 0, **place)
+    data = build_data(
+        prior, accumulate, batch, buckets, start_step=point.step if point else 0, **place
+    )
     loader = DataLoader(data, batch_size=None)
     trainer.fit(module, loader, ckpt_path=point.path if point else None)
     return module, trainer, state

@@ -155,7 +155,7 @@ class Breaks(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int
     ) -> None:
-        if batch["step"] == 3 and batch_idx % 2 == self.part:
+        if batch[0]["step"] == 3 and batch_idx % 2 == self.part:
             pl_module.objective.noisy = self.fail
 
     @staticmethod

@@ -22,15 +22,15 @@ MIN_SNR = {"weighting": "min_snr"}
 def batches(module: DreamBoothModule, accumulate: int, **options: Any) -> list[dict[str, Any]]:
     """The micro-batches of step 3, as they reach the training step."""
     data = build_data(accumulate=accumulate, **options)
-    parts = [data.micro_batch(3, part) for part in range(accumulate)]
-    return [module.on_before_batch_transfer(dict(part), 0) for part in parts]
+    parts: Any = [data.micro_batch(3, part) for part in range(accumulate)]
+    return [one for part in parts for one in module.on_before_batch_transfer(part, 0)]
 
 
 @pytest.mark.parametrize("kind", ["eps", "v", "sdxl"])
 def test_loss_is_the_formula_written_out(tiny_base_folder: BaseFolder, kind: str) -> None:
     module = build_module(tiny_base_folder(kind), seed=7, prior_weight=0.3, objective=MIN_SNR)
     (batch,) = batches(module, 1)
-    out = module.training_step(batch, 0)
+    out = module.training_step([batch], 0)
     alpha = module.objective.schedule.alphas_cumprod.double()[batch["timesteps"]].reshape(
         -1, 1, 1, 1
     )
@@ -57,7 +57,7 @@ def test_one_forward_pass_and_each_prompt_once(tiny_base_folder: BaseFolder) -> 
     sizes: dict[str, list[int]] = {"unet": [], "text_encoder": []}
     for name, part in module.trained.items():
         part.register_forward_pre_hook(lambda _, args, name=name: sizes[name].append(len(args[0])))
-    module.training_step(batch, 0)
+    module.training_step([batch], 0)
     assert sizes == {"unet": [6], "text_encoder": [len(set(batch["prompts"]))]}
     assert len(set(batch["prompts"])) < 6
 
@@ -67,7 +67,7 @@ def test_micro_batches_draw_and_average_to_the_whole_step(tiny_base_folder: Base
 
     def gradients(accumulate: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
         module.zero_grad()
-        parts = [module.training_step(b, 0)["loss"] for b in batches(module, accumulate)]
+        parts = [module.training_step([b], 0)["loss"] for b in batches(module, accumulate)]
         loss = torch.stack(parts).mean()
         loss.backward()
         return loss.detach(), [p.grad.clone() for p in module.parameters() if p.grad is not None]
@@ -134,7 +134,7 @@ def test_clipping_uses_and_keeps_the_one_norm(tiny_base_folder: BaseFolder) -> N
     optimizer = SGD(module.parameters(), 0.1)
     for bound in (0.01, 1e6):
         optimizer.zero_grad()
-        module.training_step(batches(module, 1)[0], 0)["loss"].backward()
+        module.training_step(batches(module, 1), 0)["loss"].backward()
         gradients = [p.grad for p in module.parameters() if p.grad is not None]
         before = torch.cat([gradient.flatten() for gradient in gradients])
         module.configure_gradient_clipping(optimizer, bound, "norm")
@@ -148,7 +148,7 @@ def test_clipping_uses_and_keeps_the_one_norm(tiny_base_folder: BaseFolder) -> N
 def test_without_class_images(tiny_base_folder: BaseFolder) -> None:
     module = build_module(tiny_base_folder("eps"), seed=7)
     (batch,) = batches(module, 1, prior=False)
-    out = module.training_step(batch, 0)
+    out = module.training_step([batch], 0)
     assert out["loss"] == out["loss/instance"] and out["loss/prior"].isnan()
 
 
@@ -174,7 +174,8 @@ def in_double(batch: dict[str, Any]) -> dict[str, Any]:
 def masked(batch: dict[str, Any]) -> dict[str, Any]:
     """With a mask and a weight that depend on each sample's place alone."""
     places = batch["index"].reshape(-1, 1, 1, 1)
-    grid = torch.arange(64).reshape(1, 1, 8, 8)
+    height, width = batch["mean"].shape[-2:]
+    grid = torch.arange(height * width).reshape(1, 1, height, width)
     return {
         **batch,
         "mask": ((grid + 7 * places) % 5 < 3).float(),
@@ -195,15 +196,16 @@ def test_parts_add_up_to_the_whole_in_float64(
     def gradients(parts: list[dict[str, Any]]) -> torch.Tensor:
         module.zero_grad()
         for part in parts:
-            batch = in_double(module.on_before_batch_transfer(masked(part), 0))
-            (module.training_step(batch, 0)["loss"] / len(parts)).backward()
+            (batch,) = module.on_before_batch_transfer([masked(part)], 0)
+            (module.training_step([in_double(batch)], 0)["loss"] / len(parts)).backward()
         return torch.cat([p.grad.flatten() for p in module.parameters() if p.grad is not None])
 
     def parts_of(accumulate: int, world: int) -> list[dict[str, Any]]:
         return [
-            dict(build_data(prior, accumulate, rank=rank, world=world).micro_batch(3, part))
+            dict(batch)
             for part in range(accumulate)
             for rank in range(world)
+            for batch in build_data(prior, accumulate, rank=rank, world=world).micro_batch(3, part)
         ]
 
     whole = gradients(parts_of(1, 1))
@@ -235,7 +237,7 @@ def test_class_samples_are_predicted_as_the_teacher_says(tiny_base_folder: BaseF
     module = build_module(tiny_base_folder("eps"), seed=7, teacher=teacher)
     plain = build_module(tiny_base_folder("eps"), seed=7)
     (batch,) = batches(module, 1)
-    out, usual = module.training_step(batch, 0), plain.training_step(batch, 0)
+    out, usual = module.training_step([batch], 0), plain.training_step([batch], 0)
     ((prompts, sizes),) = teacher.asked
     assert prompts == ["a drawing of a robot"] * 4
     assert torch.equal(sizes, batch["sizes"][2:])
@@ -246,16 +248,16 @@ def test_class_samples_are_predicted_as_the_teacher_says(tiny_base_folder: BaseF
     expected = predicted[2:].double().square().mean()
     torch.testing.assert_close(out["loss/prior"].double(), expected, rtol=1e-5, atol=0)
     (without,) = batches(module, 1, prior=False)
-    module.training_step(without, 0)
+    module.training_step([without], 0)
     assert len(teacher.asked) == 1
 
 
 def test_a_samples_weight_multiplies_its_loss(tiny_base_folder: BaseFolder) -> None:
     module = build_module(tiny_base_folder("eps"), seed=7)
     (batch,) = batches(module, 1)
-    plain = module.training_step(batch, 0)
+    plain = module.training_step([batch], 0)
     batch["weight"] = torch.tensor([3.0, 3.0, 1, 1, 1, 1])
-    weighted = module.training_step(batch, 0)
+    weighted = module.training_step([batch], 0)
     torch.testing.assert_close(weighted["loss/instance"], 3 * plain["loss/instance"])
     torch.testing.assert_close(weighted["loss/prior"], plain["loss/prior"])
 
@@ -266,7 +268,8 @@ class Poison(pl.Callback):
     def __init__(self, steps: set[int], sample: int = 1) -> None:
         self.steps, self.sample = steps, sample
 
-    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, *_: Any) -> None:
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batches: Any, *_: Any) -> None:
+        (batch,) = batches
         if batch["step"] in self.steps:
             batch["latents"][self.sample] = torch.nan
 

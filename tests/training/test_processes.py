@@ -79,10 +79,16 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny_base_folder: BaseFolder)
         made = run_jobs(base, *jobs)
         assert made.returncode == 0, made.stderr
 
-    done(job("one"), job("accumulated", accumulate=2), job("phases", phases=phases))
+    done(
+        job("one"),
+        job("accumulated", accumulate=2),
+        job("phases", phases=phases),
+        job("buckets", buckets=True),
+    )
     done(
         job("two", count=2),
         job("half", count=2, steps=HALF),
+        job("buckets-two", count=2, buckets=True),
         job("phases-two", phases=phases, hardware=searching),
     )
     for name, count, accumulate in (("two-then-one", 1, 2), ("two-then-four", 4, 1)):
@@ -99,6 +105,7 @@ OTHERS = {
     "two-then-one": "one",
     "two-then-four": "one",
     "phases-two": "phases",
+    "buckets-two": "buckets",
 }
 
 

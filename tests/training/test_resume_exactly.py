@@ -32,6 +32,7 @@ CASES: dict[str, dict[str, Any]] = {
     "fp32": {"precision": "fp32"},
     "bf16": {"precision": "bf16-mixed"},
     "frozen": {"precision": "fp32", "text_encoder": False},
+    "buckets": {"precision": "fp32", "buckets": True},
     "killed": {"precision": "fp32", "save_every": 2},
 }
 

@@ -63,7 +63,8 @@ class Spoil(pl.Callback):
     def __init__(self, *steps: int) -> None:
         self.steps = steps
 
-    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, *_: Any) -> None:
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batches: Any, *_: Any) -> None:
+        (batch,) = batches
         if batch["step"] in self.steps:
             batch["latents"][0, 0, 0, 0] = float("nan")
 

@@ -88,7 +88,7 @@ def test_each_sample_is_predicted_with_its_own_sizes(tiny_base_folder: BaseFolde
         "index": torch.arange(3),
         "step": 0,
     }
-    module.training_step(module.on_before_batch_transfer(batch, 0), 0)
+    module.training_step(module.on_before_batch_transfer([batch], 0), 0)
     (added,) = seen
     assert torch.equal(added["time_ids"], sizes)
     torch.testing.assert_close(added["text_embeds"], module.encode(batch["prompts"]).pooled)

@@ -40,7 +40,7 @@ def arrange(where: str, what: str) -> None:
     step, save, train = DreamBoothModule.training_step, prior._save, main.train
 
     def training_step(module: DreamBoothModule, batch: Any, batch_idx: int) -> Any:
-        if batch["step"] + 1 == int(where):
+        if batch[0]["step"] + 1 == int(where):
             meet(what)
         return step(module, batch, batch_idx)
 
