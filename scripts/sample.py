@@ -33,6 +33,7 @@ examples:
   python scripts/sample.py --model owner/name --lora dog.safetensors:0.8 --prompt "a sks dog"
   python scripts/sample.py --model data/storybook-sd --prompt "a drawing of a red dog in the snow"
 """
+MEMORY = ("auto", "fast", "small")
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
@@ -77,6 +78,8 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     add("--n", type=int, default=4, help="pictures per prompt (default: 4)")
     add("--batch", type=int, help="pictures at once")
     add("--device", help="cuda, cuda:1, xpu, mps, cpu (default: what there is)")
+    levels = "fast: all networks on the device; small: one at a time; auto: small where needed"
+    add("--memory", choices=MEMORY, default="auto", help=f"{levels} (default: auto)")
     add("--dtype", choices=DTYPES, help="of UNet and text encoders (default: fp16 on cuda and xpu)")
     add("--out", type=Path, metavar="FOLDER", help="where the pictures go")
     add_choices(parser)
@@ -266,6 +269,7 @@ def sample(args: argparse.Namespace) -> list[Path]:
     import torch
 
     from ldm.run.device import device_of
+    from ldm.run.memory import place_to_draw
 
     device = device_of(args.device)
     usual = "fp16" if device.type in ("cuda", "xpu") else "fp32"
@@ -277,7 +281,10 @@ def sample(args: argparse.Namespace) -> list[Path]:
     sampling.negative = filled(sampling.negative, source.identifiers)
     if sampling.negative and sampling.scale == 1:
         log.warning("the negative prompt does nothing at guidance scale 1")
-    source.base.to(device)
+    sides = (args.width or source.resolution, args.height or source.resolution)
+    guided = sampling.scale != 1
+    count = min(sampling.batch, args.n * len(prompts))
+    place_to_draw(source.base, device, max(sides), count, guided, args.memory)
     return make_pictures(args, source, prompts, sampling)
 
 

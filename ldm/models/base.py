@@ -106,7 +106,9 @@ class BaseModel:
 
     @property
     def device(self) -> torch.device:
-        return self.unet.device
+        """Where the UNet computes: where it lies, unless it is moved there for each call."""
+        hook = getattr(self.unet, "_hf_hook", None)  # accelerate's
+        return self.unet.device if hook is None else torch.device(hook.execution_device)
 
     def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> Self:
         """Move every part to `device`; text encoders and UNet also to `dtype` if given.

@@ -107,6 +107,11 @@ def training_need(
     return Need(always + mark.peak, always + mark.now)
 
 
+def weights_bytes(base: BaseModel) -> int:
+    """Bytes of all networks' weights, as they are now."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(base))
+
+
 def drawing_bytes(base: BaseModel, resolution: int, batch: int, guided: bool) -> int:
     """The most that drawing `batch` pictures at once takes beside the networks' weights."""
     rows = batch * (2 if guided else 1)

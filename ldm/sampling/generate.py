@@ -137,7 +137,7 @@ def _encode(
     """Return embeddings of N prompts and of as many times the negative, encoded in one pass."""
     count = len(prompts)
     negatives = [] if scale == 1.0 else [negative] * count
-    text = base.text.encode([*prompts, *negatives], base.text_encoder.device)
+    text = base.text.encode([*prompts, *negatives], base.device)
     return text[:count], text[count:] if negatives else None
 
 
