@@ -1,142 +1,209 @@
-"""Runs on the true architectures with random weights: does it fit, and as predicted?
+"""Memory on the true architectures: predicted for many settings, measured where they were run.
 
-    python -m tests.full_size sd15 configs/lora.yaml data.resolution=512 training.batch=1
+    python -m tests.full_size run sd15 configs/lora.yaml data.resolution=512
+    python -m tests.full_size table
 
-Builds the base once below --folder (2 to 7 GB), trains two steps with what stands on the command
-line, and prints predicted and measured peak memory and the time of a step.
+`run` trains two steps on a base of random weights (made once below --folder, 2 to 7 GB) with what
+stands on the command line, prints predicted and measured peak memory, and keeps both in
+bench/memory.json. `table` writes bench/memory.md: predictions for all rows below (nothing is made
+for them: seconds each), and what was measured.
 """
 
 import argparse
 import csv
 import json
+import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tests.conftest import TINY_WORDS, tiny_scheduler, tiny_tokenizer
-from tests.workspace import Workspace
+from ldm.config import Config, load_config, split_command_line
+from ldm.models.base import BaseModel
+from ldm.models.files.architectures import NAMES, SCHEDULER, known_configs
+from ldm.models.files.keys import Kind
+from ldm.models.files.networks import empty_network
+from ldm.models.pipeline import pipeline_of
+from ldm.run.adapters import adapters_of
+from ldm.run.memory import GIB, memory_bytes
+from ldm.run.prepare import Prepared, needs_frozen_copy
+from ldm.run.subjects import find_inputs
+from ldm.run.trained import frozen_dtype
+from tests.conftest import TINY_WORDS, tiny_tokenizer
+from tests.workspace import MAIN_JOB
 
 ROOT = Path(__file__).parents[1]
-KINDS = ("sd15", "sd21", "sdxl")
-LENGTH, VOCABULARY = 77, 49408  # of CLIP's text encoders
-# From the configurations that the models were published with.
-VAE = {
-    "block_out_channels": (128, 256, 512, 512),
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "layers_per_block": 2,
+RECORD, TABLE = ROOT / "bench" / "memory.json", ROOT / "bench" / "memory.md"
+OVERLAYS: dict[str, tuple[Kind, str]] = {
+    "sd15": ("sd1", "configs/sd15.yaml"),
+    "sd21": ("sd2", "configs/sd21.yaml"),
+    "sdxl": ("sdxl", "configs/sdxl.yaml"),
 }
-UNETS: dict[str, dict[str, Any]] = {
-    "sd15": {"cross_attention_dim": 768, "attention_head_dim": 8, "sample_size": 64},
-    "sd21": {
-        "cross_attention_dim": 1024,
-        "attention_head_dim": (5, 10, 20, 20),
-        "use_linear_projection": True,
-        "sample_size": 96,
-    },
-    "sdxl": {
-        "cross_attention_dim": 2048,
-        "attention_head_dim": (5, 10, 20),
-        "use_linear_projection": True,
-        "sample_size": 128,
-        "block_out_channels": (320, 640, 1280),
-        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        "transformer_layers_per_block": (1, 2, 10),
-        "addition_embed_type": "text_time",
-        "addition_time_embed_dim": 256,
-        "projection_class_embeddings_input_dim": 2816,
-    },
-}
-CLIP_L = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12}
-CLIP_L |= {"num_attention_heads": 12}
-CLIP_H = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 23}
-CLIP_H |= {"num_attention_heads": 16}
-CLIP_G = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32}
-CLIP_G |= {"num_attention_heads": 20}
-TEXTS = {"sd15": (CLIP_L,), "sd21": (CLIP_H,), "sdxl": (CLIP_L, CLIP_G)}
+LORA = "configs/lora.yaml"
+# On top of a base's overlay, which has checkpointing and one subject and one class sample a step.
+ROWS = (
+    "training.precision=fp32",
+    "training.precision=bf16-mixed",
+    "training.precision=bf16-mixed training.optimizer=adamw_8bit",
+    "training.precision=bf16-mixed training.optimizer=adafactor",
+    "training.precision=bf16-mixed training.optimizer=adamw_8bit prior=null",
+    "training.precision=bf16-mixed model.gradient_checkpointing=false",
+    f"{LORA} training.precision=fp32",
+    f"{LORA} training.precision=bf16-mixed",
+    f"{LORA} training.precision=bf16-mixed adapter.frozen=half",
+    f"{LORA} training.precision=bf16-mixed model.train_text_encoder=false",
+)
 
 
-def build(folder: Path, kind: str) -> Path:
-    """A diffusers folder of random weights in float16."""
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-
-    if (folder / "model_index.json").is_file():
-        return folder
+def base_of(kind: Kind, device: str) -> BaseModel:
+    """Random weights on the CPU, in float16; or shapes alone, on the device "meta"."""
+    configs = known_configs(kind, "v_prediction" if kind == "sd2" else "epsilon")
     torch.manual_seed(0)
-    torch.set_default_dtype(torch.float16)
-    tokenizer = tiny_tokenizer(TINY_WORDS)
-    tokenizer.model_max_length = LENGTH
-    unet = UNet2DConditionModel(**UNETS[kind])
-    vae = AutoencoderKL(**VAE, sample_size=8 * unet.config.sample_size)
-    parts = {"unet": unet, "vae": vae, "tokenizer": tokenizer}
-    for number, config in enumerate(TEXTS[kind]):
-        parts["text_encoder" + ("_2" if number else "")] = _text_encoder(config, bool(number))
-    scheduler = tiny_scheduler("v" if kind == "sd21" else "eps")
-    _pipeline(kind, scheduler=scheduler, **parts).save_pretrained(folder)
-    torch.set_default_dtype(torch.float32)
+    parts: dict[str, Any] = {}
+    for part, config in configs.items():
+        parts[part] = network = empty_network(Path(kind), part, config)
+        if device != "meta":
+            parts[part] = _filled(network)
+    for name in [name for name in parts if name.startswith("text_encoder")]:
+        tokenizer = tiny_tokenizer(TINY_WORDS)
+        tokenizer.model_max_length = 77
+        parts[name.replace("text_encoder", "tokenizer")] = tokenizer
+    return BaseModel(
+        **parts, scheduler=_scheduler(kind), source=kind, fingerprint="", vae_fingerprint=""
+    )
+
+
+def _filled(network: Any) -> Any:
+    """Weights as small as those of a fresh network, and norms of one."""
+    network.to_empty(device="cpu")
+    for name, tensor in network.state_dict().items():
+        if not tensor.is_floating_point():
+            tensor.copy_(torch.arange(tensor.numel()).reshape(tensor.shape))  # position ids
+        elif "norm" in name and name.endswith("weight"):
+            tensor.fill_(1)
+        else:
+            tensor.normal_(std=0.02)
+    return network.half()
+
+
+def _scheduler(kind: Kind) -> Any:
+    from diffusers import DDIMScheduler
+
+    prediction = "v_prediction" if kind == "sd2" else "epsilon"
+    return DDIMScheduler(**SCHEDULER, prediction_type=prediction)
+
+
+def folder_of(name: str, below: Path) -> Path:
+    """A diffusers folder of random weights."""
+    folder = below / name
+    if not (folder / "model_index.json").is_file():
+        pipeline_of(base_of(OVERLAYS[name][0], "cpu")).save_pretrained(folder)
     return folder
 
 
-def _text_encoder(config: dict[str, int], projected: bool) -> Any:
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
-
-    act = "quick_gelu" if config is CLIP_L else "gelu"
-    full = CLIPTextConfig(
-        vocab_size=VOCABULARY,
-        max_position_embeddings=LENGTH,
-        hidden_act=act,
-        projection_dim=config["hidden_size"],
-        **config,
-    )
-    return (CLIPTextModelWithProjection if projected else CLIPTextModel)(full)
+def configured(name: str, words: list[str]) -> Config:
+    files, overrides = split_command_line([OVERLAYS[name][1], *words])
+    return load_config([MAIN_JOB, *(ROOT / file for file in files)], overrides)
 
 
-def _pipeline(kind: str, **parts: Any) -> Any:
-    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+def predicted(name: str, words: list[str]) -> float:
+    """GiB of a training step."""
+    config, base = configured(name, words), base_of(OVERLAYS[name][0], "meta")
+    base.to("meta", frozen_dtype(config))
+    prior = config.prior
+    frozen = replace(base) if prior and needs_frozen_copy(prior) else None
+    resolution = config.data.resolution or base.default_resolution
+    ready = Prepared(base, list(find_inputs(config)), [], resolution, [], frozen)
+    ready.adapters = adapters_of(config, base)
+    return memory_bytes(config, ready) / GIB
 
-    if kind == "sdxl":
-        return StableDiffusionXLPipeline(tokenizer_2=parts["tokenizer"], **parts)
-    return StableDiffusionPipeline(
-        **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
-    )
 
-
-def run(folder: Path, kind: str, words: list[str]) -> dict[str, Any]:
-    """Two steps in a process of its own: predicted and measured GiB, seconds of the second step."""
-    place = Workspace(folder / f"{kind}-run", build(folder / kind, kind))
-    command = [sys.executable, str(ROOT / "main.py"), *place.words(*words)]
+def run(name: str, words: list[str], below: Path) -> dict[str, Any]:
+    """Two steps in a process of its own; class images are not made: those of the subject are."""
+    inside = {
+        "model.base": folder_of(name, below),
+        "logs": below / "logs",
+        "data.cache": below / "cache",
+        "samples.every": 0,
+        "evaluation": "null",
+        "training.steps": 2,
+        "training.save_every": 2,
+        "snapshots.every": 2,
+        "trainer.accelerator": "cpu",
+    }
+    files, given = split_command_line([OVERLAYS[name][1], *words])
+    if "prior=null" not in given:
+        given = [*given, f"prior.folder={ROOT / 'data' / 'subjects' / 'robot_mint'}"]
+    settings = [f"{key}={value}" for key, value in inside.items()]
+    command = [sys.executable, "main.py", "--base", str(MAIN_JOB), *map(str, files)]
+    command += [*settings, *given]
     plan = subprocess.run([*command, "--dry-run"], cwd=ROOT, capture_output=True, text=True)
-    predicted = re.search(r"^memory +about ([\d.]+) GiB", plan.stdout, re.MULTILINE)
-    if predicted is None:
+    found = re.search(r"^memory +about ([\d.]+) GiB", plan.stdout, re.MULTILINE)
+    if found is None:
         raise SystemExit(plan.stderr)
     subprocess.run(command, cwd=ROOT, check=True)
-    newest = max(place.logs.iterdir())
+    newest = max((below / "logs").iterdir())
     with (newest / "metrics.csv").open() as file:
         last = list(csv.DictReader(file))[-1]
-    measured = float(last["peak_memory_gib"])
     return {
-        "base": kind,
+        "base": name,
         "options": " ".join(words),
-        "predicted_gib": float(predicted[1]),
-        "measured_gib": round(measured, 2),
+        "predicted_gib": float(found[1]),
+        "measured_gib": round(float(last["peak_memory_gib"]), 2),
         "seconds_per_step": round(float(last["seconds"]), 1),
-        "run": newest.name,
+        "threads": int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())),
     }
+
+
+HEAD = """\
+# Memory: predicted and measured
+
+`python -m tests.full_size table`; measured rows: `python -m tests.full_size run BASE OPTIONS`: two
+steps on random weights of the true architecture, on a CPU (two cores, 24 GiB), peak resident
+memory of the process. The options stand on top of the base's overlay (one subject and one class
+sample a step, gradient checkpointing).
+
+| base | options | predicted GiB |
+|---|---|---|"""
+
+
+def table() -> str:
+    lines = [HEAD]
+    for name, (kind, overlay) in OVERLAYS.items():
+        for row in ROWS:
+            need = predicted(name, row.split())
+            lines.append(f"| {NAMES[kind]}, {overlay} | {row} | {need:.1f} |")
+    lines += ["", "| base | options | predicted GiB | measured GiB | off by | seconds a step |"]
+    lines.append("|---|---|---|---|---|---|")
+    for one in json.loads(RECORD.read_text()) if RECORD.is_file() else []:
+        off = one["predicted_gib"] / one["measured_gib"] - 1
+        threads = f"{one['seconds_per_step']} ({one['threads']} thread)"
+        lines.append(
+            f"| {one['base']} | {one['options']} | {one['predicted_gib']:.1f} | "
+            f"{one['measured_gib']:.1f} | {off:+.0%} | {threads} |"
+        )
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("kind", choices=KINDS)
-    parser.add_argument("--folder", type=Path, default=Path("/tmp/full_size"))
+    parser.add_argument("what", choices=("run", "table"))
+    parser.add_argument("--folder", type=Path, default=Path("data/cache/full_size"))
     args, words = parser.parse_known_args()
-    print(json.dumps(run(args.folder, args.kind, words)))
+    if args.what == "table":
+        TABLE.write_text(table())
+        return
+    name, *options = words
+    result = run(name, options, args.folder.resolve())
+    known = json.loads(RECORD.read_text()) if RECORD.is_file() else []
+    RECORD.write_text(json.dumps([*known, result], indent=1) + "\n")
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ OPTIONS: dict[str, tuple[object, ...]] = {
     "adapter": ("null", *KINDS),
     "adapter__dropout": (0.0, 0.2),
     "adapter__conv": ("false", "true"),
+    "adapter__frozen": ("full", "half"),
     "adapter__text_encoder_rank": ("null", 2),
     "training__precision": ("fp32", "bf16-mixed", "16-mixed"),
     "training__accumulate": (1, 2),
@@ -74,6 +75,8 @@ EXCLUDED: list[dict[str, object]] = [
     # nothing uses these
     {"adapter": "null", "adapter__dropout": 0.2},
     {"adapter": "null", "adapter__conv": "true"},
+    {"adapter": "null", "adapter__frozen": "half"},
+    {"training__precision": "fp32", "adapter__frozen": "half"},  # what is in half is computed so
     {"adapter": "null", "adapter__text_encoder_rank": 2},
     # it finds one rate for everything
     {"training__optimizer": "prodigy", "training__text_encoder_learning_rate": 1e-4},

@@ -38,6 +38,7 @@ class Adapter:
     dropout: float = 0.0
     conv: bool = False  # also 3x3 convolutions
     targets: list[str] = field(default_factory=list)  # layers and blocks; []: attention everywhere
+    frozen: Literal["full", "half"] = "full"  # half: the base's own weights
 
 
 @dataclass

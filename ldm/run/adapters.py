@@ -17,7 +17,9 @@ def adapters_of(config: Config, base: BaseModel) -> dict[str, Adapter]:
         return {}
     encoders = {name: network for name, network in base.networks.items() if name != "unet"}
     networks = base.networks if config.model.train_text_encoder else {"unet": base.unet}
-    settings = AdapterSettings(**asdict(config.adapter))
+    section = asdict(config.adapter)
+    del section["frozen"]  # of the base
+    settings = AdapterSettings(**section)
     tokens = dict(zip(encoders, identifier_tokens(config, base), strict=True))
     rows = tokens if config.training.pivotal else {}
     return add_adapters(networks, settings, config.seed, encoders, rows)

@@ -32,7 +32,7 @@ from ldm.run.results import (
     write_result,
 )
 from ldm.run.settings import as_trained, weights_of
-from ldm.run.trained import load_untouched
+from ldm.run.trained import frozen_dtype, load_untouched
 from ldm.training.metrics import fill_rows
 
 log = logging.getLogger(__name__)
@@ -154,8 +154,8 @@ class Measuring:
 
     def _untouched(self, device: torch.device) -> BaseModel:
         """The base as it was before training, of the same dtype as what is trained."""
-        base = load_untouched(self.config)
-        return base.to(device, self.ready.base.unet.dtype)
+        base = load_untouched(self.config, frozen_dtype(self.config))
+        return base.to(device)
 
 
 def write_report_or_warn(run: Path) -> None:

@@ -23,7 +23,7 @@ from ldm.run.folder import check_writable
 from ldm.run.instruments import Instruments, load_instruments, questions_of
 from ldm.run.settings import as_trained
 from ldm.run.subjects import SubjectInputs, find_inputs, identifiers_of
-from ldm.run.trained import load_untouched
+from ldm.run.trained import frozen_dtype, load_untouched
 from ldm.sampling.samplers import check_steps, make_sampler
 from ldm.training.optim import PACKAGES
 
@@ -141,7 +141,7 @@ def _load_quietly(config: Config) -> BaseModel:
     import diffusers.utils.logging
 
     diffusers.utils.logging.set_verbosity_error()
-    return load_untouched(config)
+    return load_untouched(config, frozen_dtype(config))
 
 
 def _check_folders(config: Config) -> None:

@@ -12,13 +12,16 @@ import torch
 from ldm.checkpoint.files import sha256_of
 from ldm.checkpoint.snapshots import find_snapshot, load_snapshot
 from ldm.config import Config
+from ldm.errors import UserError
 from ldm.export import read_about
 from ldm.models.adapters import Adapter
 from ldm.models.adapters.files import add_lora_files
 from ldm.models.base import BaseModel, load_base
 from ldm.models.choices import Choices
+from ldm.models.precision import AUTOCAST
 from ldm.models.text import Reading
 from ldm.run.adapters import adapters_of
+from ldm.run.device import precision_of
 from ldm.run.folder import read_config, read_facts
 
 log = logging.getLogger(__name__)
@@ -53,6 +56,19 @@ def load_model(
     added = [(sha256_of(path), weight) for path, weight in loras]
     known_by = hashlib.sha256(f"{base.fingerprint} {added}".encode()).hexdigest()
     return replace(base, fingerprint=known_by).to("cpu", dtype)
+
+
+def frozen_dtype(config: Config) -> torch.dtype:
+    """What type the base's weights have in a run. UserError: half precision on a device without."""
+    if config.adapter is None or config.adapter.frozen == "full":
+        return torch.float32
+    precision = precision_of(config)
+    if (dtype := AUTOCAST[precision]) is None:
+        raise UserError(
+            f"adapter.frozen=half: training.precision={config.training.precision} is {precision} "
+            "on this device; set training.precision=bf16-mixed, or adapter.frozen=full"
+        )
+    return dtype
 
 
 def load_untouched(config: Config, dtype: torch.dtype = torch.float32) -> BaseModel:

@@ -63,6 +63,32 @@ def test_a_run_of_every_kind(place: Workspace, kind: str) -> None:
     assert list(out.glob("0*.png"))
 
 
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_the_base_may_be_kept_in_half_precision(place: Workspace, kind: str) -> None:
+    """Its weights are rounded; the adapter's are not, and a run goes on bit for bit."""
+    half = {"adapter__frozen": "half", "training__precision": "bf16-mixed", "samples__every": 2}
+    settings = {**settings_of(kind), **half}
+    straight = place.train(f"half-{kind}", **settings)
+    run = place.train(f"half-resumed-{kind}", training__steps=1, **settings)
+    assert main.main(["--resume", str(run), "training.steps=2"]) == 0
+    assert difference(straight, run) == 0
+    assert all(tensor.dtype == torch.float32 for tensor in weights(run, 2).values())
+    ready = prepare(read_config(run))
+    own = {id(p) for adapter in ready.adapters.values() for p in adapter.parameters()}
+    kept = {p.dtype for p in ready.base.unet.parameters() if id(p) not in own}
+    assert kept == {torch.bfloat16} and ready.base.vae.dtype == torch.float32
+    whole = place.train(f"whole-{kind}", **{**settings, "adapter__frozen": "full"})
+    assert 0 < difference(straight, whole) < 1e-2
+
+
+def test_half_precision_that_is_not_computed_with_is_refused(
+    place: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = {"adapter__frozen": "half", "adapter__rank": 2}
+    assert place.main(**words) == 2
+    assert "adapter.frozen=half: " in capsys.readouterr().err
+
+
 def difference_of_steps(run: Path, part: str) -> float:
     first, second = weights(run, 1, part), weights(run, 2, part)
     return max(float((first[key] - second[key]).abs().max()) for key in first)
