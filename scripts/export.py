@@ -65,10 +65,10 @@ def export(args: argparse.Namespace) -> list[str]:
     """Everything but reading the command line; where the model is."""
     import torch
 
-    from ldm.run.export import FORMATS as WRITERS
-    from ldm.run.export import of_model, of_run, place_of
+    from ldm.run.export.formats import FORMATS as WRITERS
+    from ldm.run.export.formats import of_model, of_run, place_of
+    from ldm.run.export.push import check_name, push
     from ldm.run.folder import read_config
-    from ldm.run.push import check_name, push
 
     if args.push:
         check_name(args.push)

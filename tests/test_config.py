@@ -22,7 +22,8 @@ from ldm.config import (
     split_command_line,
     to_yaml,
 )
-from ldm.config.checks import contains_word, value_at
+from ldm.config.checks import contains_word
+from ldm.config.ranges import value_at
 from ldm.config.schema import Adapter, Prior, Sampler
 from ldm.errors import UserError
 

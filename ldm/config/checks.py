@@ -1,137 +1,20 @@
-"""What values are allowed: ranges of single keys, and combinations that cannot work."""
+"""Which combinations of keys cannot work."""
 
 import math
 import re
 from collections.abc import Iterator
-from typing import Any
 
 from PIL import ImageColor
 
-from ldm.config.adapter_checks import adapter_problems
 from ldm.config.schema import Config
-
-AT_LEAST: dict[str, float] = {
-    "seed": 0,
-    "model.clip_skip": 0,
-    "model.prompt_chunks": 1,
-    "adapter.rank": 1,
-    "adapter.text_encoder_rank": 1,
-    "adapter.dropout": 0,
-    "data.resolution": 8,
-    "data.crops": 1,
-    "prior.count": 1,
-    "prior.batch": 1,
-    "prior.weight": 0,
-    "prior.weight_end": 0,
-    "prior.uses": 1,
-    "subject.weight": 0,
-    "prior.seed": 0,
-    "prior.scale": 0,
-    "prior.steps": 1,
-    "prior.sampling_batch": 1,
-    "prior.caption_dropout": 0,
-    "training.steps": 1,
-    "training.batch": 1,
-    "training.accumulate": 1,
-    "training.weight_decay": 0,
-    "training.warmup": 0,
-    "training.text_encoder_stop": 0,
-    "training.pivotal": 0,
-    "objective.p2_gamma": 0,
-    "objective.noise_offset": 0,
-    "objective.pyramid_noise": 0,
-    "objective.input_perturbation": 0,
-    "objective.timestep_min": 0,
-    "objective.timestep_max": 1,
-    "objective.mask_outside": 0,
-    "objective.caption_dropout": 0,
-    "ema.decay": 0,
-    "training.save_every": 1,
-    "snapshots.every": 1,
-    "snapshots.keep": 1,
-    "sampling.steps": 1,
-    "sampling.scale": 0,
-    "sampling.rescale": 0,
-    "sampling.batch": 1,
-    "samples.every": 0,
-    "samples.count": 1,
-    "samples.seed": 0,
-    "trainer.nodes": 1,
-    "evaluation.images": 1,
-    "evaluation.class_images": 2,
-    "evaluation.unrelated_images": 1,
-    "evaluation.seed": 0,
-    "evaluation.steps": 1,
-    "evaluation.every": 1,
-    "evaluation.patience": 1,
-}
-MORE_THAN: dict[str, float] = {
-    "adapter.alpha": 0,
-    "adapter.text_encoder_alpha": 0,
-    "training.learning_rate": 0,
-    "training.text_encoder_learning_rate": 0,
-    "training.gradient_clip": 0,
-    "training.pivotal_learning_rate": 0,
-    "objective.huber_c": 0,
-    "objective.min_snr_gamma": 0,
-    "objective.p2_k": 0,
-    "objective.logit_std": 0,
-    "ema.power": 0,
-}
-AT_MOST: dict[str, float] = {
-    "model.prompt_chunks": 8,
-    "adapter.dropout": 0.99,
-    "prior.caption_dropout": 1,
-    "training.learning_rate": 1,
-    "training.text_encoder_learning_rate": 1,
-    "training.text_encoder_stop": 1,
-    "training.pivotal": 1,
-    "training.pivotal_learning_rate": 1,
-    "objective.huber_c": 1,
-    "objective.mask_outside": 1,
-    "objective.caption_dropout": 1,
-    "objective.pyramid_noise": 1,
-    "ema.decay": 1,
-    "sampling.rescale": 1,
-}
 
 STRATEGIES = ("auto", "ddp")
 OPTIMIZERS = ("adamw", "adamw_8bit", "adafactor", "prodigy", "schedule_free_adamw", "lion")
 
 
-def value_at(config: Config, key: str) -> Any:
-    """The value of a dotted key; None below a section that is None."""
-    value: Any = config
-    for part in key.split("."):
-        value = getattr(value, part, None)
-    return value
-
-
-def range_problems(config: Config) -> Iterator[str]:
-    """One line per number outside its range."""
-    for key in sorted({*AT_LEAST, *MORE_THAN, *AT_MOST}):
-        value = value_at(config, key)
-        if value is None:
-            continue
-        if not math.isfinite(value):
-            yield f"{key}={value}: must be a finite number"
-        elif key in AT_LEAST and value < AT_LEAST[key]:
-            yield f"{key}={value}: must be at least {AT_LEAST[key]}"
-        elif key in MORE_THAN and value <= MORE_THAN[key]:
-            yield f"{key}={value}: must be more than {MORE_THAN[key]}"
-        elif key in AT_MOST and value > AT_MOST[key]:
-            yield f"{key}={value}: must be at most {AT_MOST[key]}"
-    for number, subject in enumerate(config.subjects):
-        if not 0 <= subject.weight < math.inf:
-            yield f"subjects[{number}].weight={subject.weight}: must be a number of at least 0"
-    betas = config.training.betas
-    if betas is not None and (len(betas) != 2 or not all(0 <= beta < 1 for beta in betas)):
-        yield f"training.betas={betas}: must be two numbers from 0 up to, not including, 1"
-
-
 def combination_problems(config: Config) -> Iterator[str]:
     """One line per impossible combination of keys."""
-    yield from adapter_problems(config)
+    yield from _adapter_problems(config)
     yield from _subject_problems(config)
     yield from _more_subjects_problems(config)
     yield from _prior_problems(config)
@@ -153,6 +36,31 @@ def combination_problems(config: Config) -> Iterator[str]:
     if config.name is not None and not re.fullmatch(r"[\w][\w.-]*", config.name):
         yield f"name={config.name!r}: it ends a folder's name; use letters, digits, - _ and ."
     yield from _evaluation_problems(config)
+
+
+def _adapter_problems(config: Config) -> Iterator[str]:
+    """One line per impossible combination of keys of the section `adapter`."""
+    adapter = config.adapter
+    if adapter is None:
+        return
+    if adapter.kind == "oft":
+        if adapter.conv:
+            yield "adapter.conv=true: oft is for linear layers alone; take another adapter.kind"
+        for key in ("alpha", "text_encoder_alpha"):
+            if getattr(adapter, key) is not None:
+                yield f"adapter.{key}={getattr(adapter, key)}: oft has no alpha; leave it null"
+    if adapter.frozen == "half" and config.training.precision == "fp32":
+        yield (
+            "adapter.frozen=half: the base's weights in half precision want to be computed with in "
+            "it; set training.precision=bf16-mixed (or 16-mixed), or adapter.frozen=full"
+        )
+    if not config.model.train_text_encoder:
+        for key in ("text_encoder_rank", "text_encoder_alpha"):
+            if getattr(adapter, key) is not None:
+                yield (
+                    f"adapter.{key}={getattr(adapter, key)}: nothing uses it where "
+                    "model.train_text_encoder=false; leave it null"
+                )
 
 
 def _training_problems(config: Config) -> Iterator[str]:

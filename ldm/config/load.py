@@ -17,7 +17,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ldm.config.assign import Assigner, without_none
-from ldm.config.checks import combination_problems, range_problems, value_at
+from ldm.config.checks import combination_problems
+from ldm.config.ranges import range_problems, value_at
 from ldm.config.schema import Config
 from ldm.errors import UserError
 

@@ -23,9 +23,9 @@ from ldm.evaluation.select import select, should_stop, verdict
 from ldm.export import ABOUT, adapter_files, export_folder
 from ldm.models.adapters import Adapter
 from ldm.models.base import BaseModel
-from ldm.run.card import card_files
-from ldm.run.describe import describe
 from ldm.run.evaluate import BASE, FOLDER, Evaluator, Task
+from ldm.run.export.card import card_files
+from ldm.run.export.describe import describe
 from ldm.run.instruments import Instruments
 from ldm.sampling.metadata import versions
 

@@ -10,7 +10,8 @@ from types import TracebackType
 import torch
 
 from ldm.config import Config
-from ldm.config.checks import combination_problems, range_problems, value_at
+from ldm.config.checks import combination_problems
+from ldm.config.ranges import range_problems, value_at
 from ldm.run import memory
 from ldm.run.device import precision_of
 from ldm.run.memory import GIB

@@ -13,8 +13,8 @@ import yaml
 from safetensors import safe_open
 
 from ldm.models.base import load_base
-from ldm.run.card import model_card
-from ldm.run.describe import licence_of
+from ldm.run.export.card import model_card
+from ldm.run.export.describe import licence_of
 from scripts import export as script
 from scripts import sample as sample_script
 from tests.workspace import Workspace, weights

@@ -29,8 +29,8 @@ from ldm.models.base import BaseModel
 from ldm.models.choices import Choices
 from ldm.models.files.single_file import ABOUT as KEY
 from ldm.models.files.weights_file import open_weights
-from ldm.run.card import card_files
-from ldm.run.describe import base_name, describe, licence_of
+from ldm.run.export.card import card_files
+from ldm.run.export.describe import base_name, describe, licence_of
 from ldm.run.folder import read_config
 from ldm.run.results import EXPORT, RESULT
 from ldm.run.settings import as_trained, weights_of

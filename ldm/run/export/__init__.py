@@ -1,0 +1,1 @@
+"""A run, or any model, written for other tools: formats, model card, the hub."""
