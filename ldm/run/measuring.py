@@ -32,7 +32,7 @@ from ldm.run.results import (
     write_result,
 )
 from ldm.run.settings import as_trained, weights_of
-from ldm.run.trained import frozen_dtype, load_untouched
+from ldm.run.trained import frozen_dtype, load_trained, load_untouched
 from ldm.training.metrics import fill_rows
 
 log = logging.getLogger(__name__)
@@ -128,12 +128,19 @@ class Measuring:
 
     @contextlib.contextmanager
     def loaded(self, step: int, device: torch.device) -> Iterator[Loaded]:
-        """Inside, the model with the snapshot of a step in it, adapters merged."""
-        manifest = load_snapshot(self._snapshots()[step], self.ready.networks)
-        model = as_trained(self.config, self.ready.base.to(device))
-        weights = weights_of(manifest, self.ready.base.fingerprint)
-        with merged(self.ready.adapters):
-            yield Loaded(model, weights, self.ready.adapters)
+        """Inside, the model with the snapshot of a step in it, adapters merged.
+
+        In full precision, too, where training keeps the base's weights in half.
+        """
+        base, adapters = self.ready.base, self.ready.adapters
+        if frozen_dtype(self.config) == torch.float32:
+            manifest = load_snapshot(self._snapshots()[step], self.ready.networks)
+        else:
+            trained = load_trained(self.run, str(step))
+            base, adapters, manifest = trained.base, dict(trained.adapters), trained.manifest
+        with merged(adapters):
+            model = as_trained(self.config, base.to(device))
+            yield Loaded(model, weights_of(manifest, base.fingerprint), adapters)
 
     def _snapshots(self) -> dict[int, Path]:
         return list_snapshots(self.run / "snapshots")

@@ -77,6 +77,13 @@ def test_the_base_may_be_kept_in_half_precision(place: Workspace, kind: str) -> 
     own = {id(p) for adapter in ready.adapters.values() for p in adapter.parameters()}
     kept = {p.dtype for p in ready.base.unet.parameters() if id(p) not in own}
     assert kept == {torch.bfloat16} and ready.base.vae.dtype == torch.float32
+    config = read_config(run)
+    config.evaluation = Evaluation(oracle=None)
+    with Measuring(config, ready, run).loaded(2, torch.device("cpu")) as loaded:
+        assert {p.dtype for p in loaded.model.unet.parameters()} == {torch.float32}
+        with torch.no_grad():
+            wanted = predict(load_trained(run, "last").base)
+            torch.testing.assert_close(predict(loaded.model), wanted, rtol=0, atol=1e-5)
     whole = place.train(f"whole-{kind}", **{**settings, "adapter__frozen": "full"})
     assert 0 < difference(straight, whole) < 1e-2
 
