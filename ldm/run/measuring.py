@@ -134,13 +134,13 @@ class Measuring:
         """
         base, adapters = self.ready.base, self.ready.adapters
         if frozen_dtype(self.config) == torch.float32:
-            manifest = load_snapshot(self._snapshots()[step], self.ready.networks)
+            told = load_snapshot(self._snapshots()[step], self.ready.networks)
         else:
             trained = load_trained(self.run, str(step))
-            base, adapters, manifest = trained.base, dict(trained.adapters), trained.manifest
+            base, adapters, told = trained.base, dict(trained.adapters), dict(trained.manifest)
         with merged(adapters):
             model = as_trained(self.config, base.to(device))
-            yield Loaded(model, weights_of(manifest, base.fingerprint), adapters)
+            yield Loaded(model, weights_of(told, base.fingerprint), adapters)
 
     def _snapshots(self) -> dict[int, Path]:
         return list_snapshots(self.run / "snapshots")
