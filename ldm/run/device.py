@@ -4,7 +4,7 @@ import torch
 
 from ldm.config import Config
 from ldm.errors import UserError
-from ldm.models.precision import native_precision
+from ldm.models.precision import AUTOCAST, native_precision
 
 
 def device_of(name: str | None) -> torch.device:
@@ -25,7 +25,18 @@ def precision_of(config: Config) -> str:
     """`training.precision`; "auto" is what a run's device has instructions for."""
     if config.training.precision != "auto":
         return config.training.precision
+    return native_precision(_kind_of_device(config))
+
+
+def autocast_dtype(config: Config) -> torch.dtype | None:
+    """What is computed in where that is not float32. Lightning makes bf16 of 16-mixed on CPUs."""
+    dtype = AUTOCAST[precision_of(config)]
+    on_cpu = dtype is torch.float16 and _kind_of_device(config) == "cpu"
+    return torch.bfloat16 if on_cpu else dtype
+
+
+def _kind_of_device(config: Config) -> str:
     accelerator = config.trainer.accelerator
     if accelerator == "auto":
-        return native_precision(device_of(None).type)
-    return native_precision("cuda" if accelerator == "gpu" else accelerator)
+        return device_of(None).type
+    return "cuda" if accelerator == "gpu" else accelerator

@@ -18,10 +18,9 @@ from ldm.models.adapters import Adapter
 from ldm.models.adapters.files import add_lora_files
 from ldm.models.base import BaseModel, load_base
 from ldm.models.choices import Choices
-from ldm.models.precision import AUTOCAST
 from ldm.models.text import Reading
 from ldm.run.adapters import adapters_of
-from ldm.run.device import precision_of
+from ldm.run.device import autocast_dtype
 from ldm.run.folder import read_config, read_facts
 
 log = logging.getLogger(__name__)
@@ -62,10 +61,9 @@ def frozen_dtype(config: Config) -> torch.dtype:
     """What type the base's weights have in a run. UserError: half precision on a device without."""
     if config.adapter is None or config.adapter.frozen == "full":
         return torch.float32
-    precision = precision_of(config)
-    if (dtype := AUTOCAST[precision]) is None:
+    if (dtype := autocast_dtype(config)) is None:
         raise UserError(
-            f"adapter.frozen=half: training.precision={config.training.precision} is {precision} "
+            f"adapter.frozen=half: training.precision={config.training.precision} is fp32 "
             "on this device; set training.precision=bf16-mixed, or adapter.frozen=full"
         )
     return dtype
