@@ -137,7 +137,7 @@ def run(name: str, words: list[str], below: Path) -> dict[str, Any]:
     }
     files, given = split_command_line([OVERLAYS[name][1], *words])
     if "prior=null" not in given:
-        given = [*given, f"prior.folder={ROOT / 'data' / 'subjects' / 'robot_mint'}"]
+        given = [*given, f"prior.folder={ROOT / 'data' / 'subjects' / 'robot_volt'}"]
     settings = [f"{key}={value}" for key, value in inside.items()]
     command = [sys.executable, "main.py", "--base", str(MAIN_JOB), *map(str, files)]
     command += [*settings, *given]
@@ -177,9 +177,11 @@ def table() -> str:
         for row in ROWS:
             need = predicted(name, row.split())
             lines.append(f"| {NAMES[kind]}, {overlay} | {row} | {need:.1f} |")
-    lines += ["", "| base | options | predicted GiB | measured GiB | off by | seconds a step |"]
-    lines.append("|---|---|---|---|---|---|")
-    for one in json.loads(RECORD.read_text()) if RECORD.is_file() else []:
+    measured = json.loads(RECORD.read_text()) if RECORD.is_file() else []
+    if measured:
+        lines += ["", "| base | options | predicted GiB | measured GiB | off by | seconds a step |"]
+        lines.append("|---|---|---|---|---|---|")
+    for one in measured:
         off = one["predicted_gib"] / one["measured_gib"] - 1
         threads = f"{one['seconds_per_step']} ({one['threads']} thread)"
         lines.append(
