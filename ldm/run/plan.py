@@ -204,7 +204,7 @@ def _parameters(config: Config, ready: Prepared) -> tuple[dict[str, int], dict[s
     frozen = {WORDS[name]: counts[name] for name in counts if name not in names}
     if "text_encoder" in names and (unread := count_unread(base)):
         trained[WORDS["text_encoder"]] -= unread
-        frozen["layers that are never read"] = unread
+        frozen = {"layers that are never read": unread, **frozen}
     return trained, frozen
 
 
