@@ -1,11 +1,13 @@
 """Memory on the true architectures: predicted for many settings, measured where they were run.
 
     python -m tests.full_size run sd15 configs/lora.yaml data.resolution=512
+    python -m tests.full_size prove sdxl configs/lora.yaml data.resolution=256 adapter.frozen=half
     python -m tests.full_size table
 
 `run` trains two steps on a base of random weights (made once below --folder, 2 to 7 GB) with what
 stands on the command line, prints predicted and measured peak memory, and keeps both in
-bench/memory.json. `table` writes bench/memory.md: predictions for all rows below (nothing is made
+bench/memory.json. `prove` then goes on with that run for a third step, exports it as a single file,
+reads that back, and compares every tensor with the run's own (in float16). `table` writes bench/memory.md: predictions for all rows below (nothing is made
 for them: seconds each), and what was measured.
 """
 
@@ -18,13 +20,15 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ldm.config import Config, load_config, split_command_line
-from ldm.models.base import BaseModel
+from ldm.models.adapters import merged
+from ldm.models.base import BaseModel, load_base
 from ldm.models.files.architectures import NAMES, SCHEDULER, known_configs
 from ldm.models.files.keys import Kind
 from ldm.models.files.networks import empty_network
@@ -33,7 +37,7 @@ from ldm.run.adapters import adapters_of
 from ldm.run.memory import GIB, memory_bytes
 from ldm.run.prepare import Prepared, needs_frozen_copy
 from ldm.run.subjects import find_inputs
-from ldm.run.trained import frozen_dtype
+from ldm.run.trained import frozen_dtype, load_trained
 from tests.conftest import TINY_WORDS, tiny_tokenizer
 from tests.workspace import MAIN_JOB
 
@@ -147,8 +151,7 @@ def run(name: str, words: list[str], below: Path) -> dict[str, Any]:
     if found is None:
         raise SystemExit(plan.stderr)
     measured = peak_gib(command)
-    newest = max((below / "logs").iterdir())
-    with (newest / "metrics.csv").open() as file:
+    with (newest_run(below) / "metrics.csv").open() as file:
         last = list(csv.DictReader(file))[-1]
     return {
         "base": name,
@@ -172,6 +175,43 @@ def peak_gib(command: list[str]) -> float:
     if process.returncode:
         raise SystemExit(process.returncode)
     return peak
+
+
+def prove(name: str, words: list[str], below: Path) -> dict[str, Any]:
+    """`run`, then a third step, an export, and what was exported read back."""
+    result = run(name, words, below)
+    folder = newest_run(below)
+    again = ["--resume", str(folder), "training.steps=3", "training.save_every=3"]
+    subprocess.run([sys.executable, "main.py", *again], cwd=ROOT, check=True)
+    file = below / "exported.safetensors"
+    kind = ["--format", "single-file", "--dtype", "fp16", "--out", str(file)]
+    command = [sys.executable, "scripts/export.py", "--run", str(folder), *kind]
+    subprocess.run(command, cwd=ROOT, check=True)
+    own = digests_of_run(folder)
+    read = digests(load_base(file, torch.float16))
+    if different := [name for name in own if own[name] != read[name]]:
+        raise SystemExit(f"not what the run has: {different}")
+    return {**result, "file_gb": round(file.stat().st_size / 1e9, 2), "read_back": len(own)}
+
+
+def digests_of_run(folder: Path) -> dict[str, str]:
+    """Of the last snapshot, merged into its base."""
+    trained = load_trained(folder, "last")
+    with merged(trained.adapters):
+        return digests(trained.base)
+
+
+def digests(base: BaseModel) -> dict[str, str]:
+    """Of each tensor of text encoders and UNet, in float16."""
+    return {
+        f"{part}.{key}": sha256(tensor.half().contiguous().numpy().tobytes()).hexdigest()
+        for part, network in base.networks.items()
+        for key, tensor in network.state_dict().items()
+    }
+
+
+def newest_run(below: Path) -> Path:
+    return max((below / "logs").iterdir())
 
 
 HEAD = """\
@@ -210,14 +250,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("run", "table"))
+    parser.add_argument("what", choices=("run", "prove", "table"))
     parser.add_argument("--folder", type=Path, default=Path("data/cache/full_size"))
     args, words = parser.parse_known_args()
     if args.what == "table":
         TABLE.write_text(table())
         return
     name, *options = words
-    result = run(name, options, args.folder.resolve())
+    made = {"run": run, "prove": prove}[args.what]
+    result = made(name, options, args.folder.resolve())
     known = json.loads(RECORD.read_text()) if RECORD.is_file() else []
     RECORD.write_text(json.dumps([*known, result], indent=1) + "\n")
     print(json.dumps(result))
