@@ -7,8 +7,9 @@
 `run` trains two steps on a base of random weights (made once below --folder, 2 to 7 GB) with what
 stands on the command line, prints predicted and measured peak memory, and keeps both in
 bench/memory.json. `prove` then goes on with that run for a third step, exports it as a single file,
-reads that back, and compares every tensor with the run's own (in float16). `table` writes bench/memory.md: predictions for all rows below (nothing is made
-for them: seconds each), and what was measured.
+reads that back, and compares every tensor with the run's own (in float16). `table` writes
+bench/memory.md: predictions for all rows below (nothing is made for them: seconds each), and what
+was measured.
 """
 
 import argparse
@@ -164,7 +165,7 @@ def run(name: str, words: list[str], below: Path) -> dict[str, Any]:
 
 
 def peak_gib(command: list[str]) -> float:
-    """Run it; the most memory it had, but for pages of files, which the system takes back at will."""
+    """Run it; the most memory that it had without pages of files, which can be taken back."""
     peak = 0.0
     with subprocess.Popen(command, cwd=ROOT) as process:
         status = Path(f"/proc/{process.pid}/status")
@@ -219,8 +220,8 @@ HEAD = """\
 
 `python -m tests.full_size table`; measured rows: `python -m tests.full_size run BASE OPTIONS`: two
 steps on random weights of the true architecture, on a CPU (two cores, 24 GiB), the most anonymous
-resident memory of the process. The options stand on top of the base's overlay (one subject and one class
-sample a step, gradient checkpointing).
+resident memory of the process. The options stand on top of the base's overlay (one subject and one
+class sample a step, gradient checkpointing).
 
 | base | options | predicted GiB |
 |---|---|---|"""
