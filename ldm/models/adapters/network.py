@@ -12,6 +12,7 @@ from ldm.errors import UserError
 from ldm.models.adapters.rows import TokenRows
 from ldm.models.adapters.settings import AdapterSettings
 from ldm.models.adapters.targets import find_layers
+from ldm.models.adapters.timestep_rank import TimestepRank
 from ldm.randomness import seed_of
 
 if TYPE_CHECKING:
@@ -31,11 +32,16 @@ class Adapter(nn.Module):
     """
 
     def __init__(
-        self, network: nn.Module, config: "PeftConfig | None", tokens: Sequence[int] = ()
+        self,
+        network: nn.Module,
+        config: "PeftConfig | None",
+        tokens: Sequence[int] = (),
+        timestep_rank: TimestepRank | None = None,
     ) -> None:
         """Put peft's layers into `network`, in place; None for none.
 
         tokens: of a text encoder, those whose rows of the token embedding are trained too.
+        timestep_rank: of a UNet, which components take part when; None: all always.
         """
         from peft import inject_adapter_in_model
         from peft.tuners.tuners_utils import BaseTunerLayer
@@ -50,6 +56,9 @@ class Adapter(nn.Module):
         for name, layer in network.named_modules():
             if isinstance(layer, BaseTunerLayer):
                 self.layers[name] = layer
+        self.timestep_rank = timestep_rank
+        if timestep_rank:
+            timestep_rank.attach(network, (layer.lora_A[NAME] for layer in self.layers.values()))
         self.rows: list[TokenRows] = []  # of the token embedding, if any are trained
         if tokens:
             self.rows.append(TokenRows(self.get_input_embeddings(), tokens))
@@ -92,6 +101,11 @@ class Adapter(nn.Module):
         self.network._apply(fn)  # the parameters here are among the network's
         return super()._apply(fn, recurse)
 
+    def enable_gradient_checkpointing(self) -> None:
+        """Of a UNet."""
+        own = self.timestep_rank.checkpoint if self.timestep_rank else None
+        self.network.enable_gradient_checkpointing(own)  # type: ignore[operator]
+
     def layers_state(self) -> dict[str, Tensor]:
         """The state dict without rows of the token embedding."""
         own = self.state_dict()
@@ -103,7 +117,10 @@ class Adapter(nn.Module):
         return {key.removeprefix(inside): own[key] for key in own if key.startswith(inside)}
 
     def merge(self) -> None:
-        """Add what was learnt to the network's own weights and take peft's layers out of it."""
+        """Add what was learnt to the network's own weights and take peft's layers out of it.
+
+        With a `timestep_rank` that is another network: the whole rank at all timesteps.
+        """
         if self._kept:
             raise ValueError("the adapter is merged already")
         for name, layer in self.layers.items():
@@ -156,13 +173,13 @@ def add_adapters(
     embedded = {name: encoder for name, encoder in (encoders or {}).items() if name in tokens}
     with torch.random.fork_rng(devices=[]):
         for place, (name, network) in enumerate({**networks, **embedded}.items()):
-            config = None
+            config, ranks = None, settings.timestep_rank_of(name)
             if name in networks:
                 if settings.kind == "oft":
                     _check_blocks(network, found[name], settings.sizes(name)[0])
                 config = settings.peft_config(name, found[name])
             torch.manual_seed(seed_of(seed, "adapter", index=place))
-            adapters[name] = Adapter(network, config, tokens.get(name, ()))
+            adapters[name] = Adapter(network, config, tokens.get(name, ()), ranks)
     return adapters
 
 
@@ -190,3 +207,8 @@ def merged(adapters: Mapping[str, Adapter]) -> Iterator[None]:
             adapter.merge()
             undone.callback(adapter.unmerge)
         yield
+
+
+def exactly_mergeable(adapters: Mapping[str, Adapter]) -> dict[str, Adapter]:
+    """Those that predict the same when they are merged: without a `timestep_rank`."""
+    return {name: adapter for name, adapter in adapters.items() if not adapter.timestep_rank}
