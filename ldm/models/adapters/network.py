@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -128,20 +128,32 @@ class Adapter(nn.Module):
             self._kept[name] = base.weight.data
             base.weight.data = base.weight.data.clone()
             layer.merge()
-            self._put(name, base)
         for rows in self.rows:
             self._kept[EMBEDDING] = rows.embedding.weight.data
             rows.embedding.weight.data = rows.whole()
-            self.set_input_embeddings(rows.embedding)
+        self.take_out()
 
     def unmerge(self) -> None:
         """Undo `merge`: the network's own weights are, bit for bit, what they were."""
         for name, layer in self.layers.items():
             layer.unmerge()  # forgets that it was merged; what it computes is only nearly right
             layer.get_base_layer().weight.data = self._kept.pop(name)
-            self._put(name, layer)
         for rows in self.rows:
             rows.embedding.weight.data = self._kept.pop(EMBEDDING)
+        self.put_in()
+
+    def take_out(self) -> None:
+        """Leave the network with plain layers and embedding, and the weights that these hold."""
+        for name, layer in self.layers.items():
+            self._put(name, layer.get_base_layer())
+        for rows in self.rows:
+            self.set_input_embeddings(rows.embedding)
+
+    def put_in(self) -> None:
+        """Undo `take_out`."""
+        for name, layer in self.layers.items():
+            self._put(name, layer)
+        for rows in self.rows:
             self.set_input_embeddings(rows)
 
     def _put(self, name: str, layer: nn.Module) -> None:
@@ -206,6 +218,16 @@ def merged(adapters: Mapping[str, Adapter]) -> Iterator[None]:
         for adapter in adapters.values():
             adapter.merge()
             undone.callback(adapter.unmerge)
+        yield
+
+
+@contextlib.contextmanager
+def taken_out(adapters: Iterable[Adapter]) -> Iterator[None]:
+    """Inside, the networks are those of the untouched base; then as before."""
+    with contextlib.ExitStack() as undone:
+        for adapter in adapters:
+            adapter.take_out()
+            undone.callback(adapter.put_in)
         yield
 
 
