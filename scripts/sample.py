@@ -140,13 +140,14 @@ def warn_if_nameless(prompts: list[str], identifiers: list[str]) -> None:
 
 def from_run(args: argparse.Namespace, dtype: "torch.dtype") -> Model:
     """A run's base model with a snapshot's weights in it."""
+    from ldm.models.adapters import exactly_mergeable
     from ldm.run.settings import as_trained, weights_of
     from ldm.run.subjects import identifiers_of
     from ldm.run.trained import load_trained
 
     trained = load_trained(args.run, args.snapshot or "best", dtype, args.ema)
     config, base, path, manifest = trained.config, trained.base, trained.snapshot, trained.manifest
-    for adapter in trained.adapters.values():
+    for adapter in exactly_mergeable(trained.adapters).values():
         adapter.merge()
     base.to("cpu", dtype)
     now = datetime.now().strftime("%Y-%m-%dT%H-%M-%S")

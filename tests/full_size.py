@@ -120,8 +120,7 @@ def predicted(name: str, words: list[str]) -> float:
     """GiB of a training step."""
     config, base = configured(name, words), base_of(OVERLAYS[name][0], "meta")
     base.to("meta", frozen_dtype(config))
-    prior = config.prior
-    frozen = replace(base) if prior and needs_frozen_copy(prior) else None
+    frozen = replace(base) if needs_frozen_copy(config) else None
     resolution = config.data.resolution or base.default_resolution
     ready = Prepared(base, list(find_inputs(config)), [], resolution, [], frozen)
     ready.adapters = adapters_of(config, base)

@@ -17,6 +17,7 @@ OPTIONS: dict[str, tuple[object, ...]] = {
     "adapter__conv": ("false", "true"),
     "adapter__frozen": ("full", "half"),
     "adapter__text_encoder_rank": ("null", 2),
+    "adapter__timestep_rank": ("null", 2),
     "training__precision": ("fp32", "bf16-mixed", "16-mixed"),
     "training__accumulate": (1, 2),
     "training__schedule": ("constant", "linear", "cosine"),
@@ -78,6 +79,9 @@ EXCLUDED: list[dict[str, object]] = [
     {"adapter": "null", "adapter__frozen": "half"},
     {"training__precision": "fp32", "adapter__frozen": "half"},  # what is in half is computed so
     {"adapter": "null", "adapter__text_encoder_rank": 2},
+    {"adapter": "null", "adapter__timestep_rank": 2},
+    # these have no components that could be left out
+    *({"adapter": kind, "adapter__timestep_rank": 2} for kind in KINDS if kind != "lora"),
     # it finds one rate for everything
     {"training__optimizer": "prodigy", "training__text_encoder_learning_rate": 1e-4},
 ]

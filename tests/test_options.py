@@ -159,6 +159,11 @@ CHANGES: list[tuple[dict[str, object], dict[str, object]]] = [
     (LORA, {"training__pivotal": 0.5}),
     (LORA, {"adapter__kind": "rslora"}),
     (LORA, {"adapter__text_encoder_alpha": 8.0}),
+    (LORA, {"adapter__timestep_rank": 1}),
+    (
+        {**LORA, "adapter__rank": 8, "adapter__timestep_rank": 1},
+        {"adapter__timestep_rank_power": 3.0},
+    ),
     ({}, {"objective__loss": "huber"}),
     ({}, {"objective__loss": "smooth_l1"}),
     ({"objective__loss": "huber"}, {"objective__huber_c": 0.5}),

@@ -49,6 +49,17 @@ def _adapter_problems(config: Config) -> Iterator[str]:
         for key in ("alpha", "text_encoder_alpha"):
             if getattr(adapter, key) is not None:
                 yield f"adapter.{key}={getattr(adapter, key)}: oft has no alpha; leave it null"
+    if (smallest := adapter.timestep_rank) is not None:
+        if adapter.kind not in ("lora", "rslora"):
+            yield (
+                f"adapter.timestep_rank={smallest}: is for lora and rslora, not for "
+                f"{adapter.kind}; leave it null, or take another adapter.kind"
+            )
+        if smallest >= adapter.rank:
+            yield (
+                f"adapter.timestep_rank={smallest}: must be less than "
+                f"adapter.rank={adapter.rank}, half of it is usual; or leave it null"
+            )
     if adapter.frozen == "half" and config.training.precision == "fp32":
         yield (
             "adapter.frozen=half: the base's weights in half precision want to be computed with in "

@@ -13,6 +13,7 @@ AT_LEAST: dict[str, float] = {
     "adapter.rank": 1,
     "adapter.text_encoder_rank": 1,
     "adapter.dropout": 0,
+    "adapter.timestep_rank": 1,
     "data.resolution": 8,
     "data.crops": 1,
     "prior.count": 1,
@@ -64,6 +65,7 @@ AT_LEAST: dict[str, float] = {
 MORE_THAN: dict[str, float] = {
     "adapter.alpha": 0,
     "adapter.text_encoder_alpha": 0,
+    "adapter.timestep_rank_power": 0,
     "training.learning_rate": 0,
     "training.text_encoder_learning_rate": 0,
     "training.gradient_clip": 0,

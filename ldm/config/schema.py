@@ -38,6 +38,8 @@ class Adapter:
     dropout: float = 0.0
     conv: bool = False  # also 3x3 convolutions
     targets: list[str] = field(default_factory=list)  # layers and blocks; []: attention everywhere
+    timestep_rank: int | None = None  # the UNet's at the noisiest timestep; None: the whole at all
+    timestep_rank_power: float = 1.0  # how fast it falls
     frozen: Literal["full", "half"] = "full"  # half: the base's own weights
 
 

@@ -16,11 +16,12 @@ from ldm.data.latents import encode_pixels
 from ldm.data.sizes import sizes_of_whole
 from ldm.evaluation.metrics import Score, mean
 from ldm.models.base import BaseModel
+from ldm.models.modes import in_eval_mode
 from ldm.models.precision import autocast
 from ldm.models.unet import predict
 from ldm.objective import NoiseSchedule, Objective
 from ldm.randomness import seed_of
-from ldm.sampling.generate import Progress, in_eval_mode
+from ldm.sampling.generate import Progress
 
 TIMESTEPS = 10  # strata; the loss of one picture is their mean
 

@@ -46,7 +46,7 @@ def prepare_training(
     for parameter in base.text.unread():
         parameter.requires_grad_(False)
     if gradient_checkpointing:
-        base.unet.enable_gradient_checkpointing()
+        trained["unet"].enable_gradient_checkpointing()  # type: ignore[operator]
     return trained
 
 

@@ -19,7 +19,8 @@ def adapters_of(config: Config, base: BaseModel) -> dict[str, Adapter]:
     networks = base.networks if config.model.train_text_encoder else {"unet": base.unet}
     section = asdict(config.adapter)
     del section["frozen"]  # of the base
-    settings = AdapterSettings(**section)
+    timesteps = base.scheduler.config.num_train_timesteps
+    settings = AdapterSettings(**section, timesteps=timesteps)
     tokens = dict(zip(encoders, identifier_tokens(config, base), strict=True))
     rows = tokens if config.training.pivotal else {}
     return add_adapters(networks, settings, config.seed, encoders, rows)

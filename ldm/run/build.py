@@ -165,8 +165,7 @@ def build_module(
     schedule = NoiseSchedule.from_scheduler(base.scheduler)
     teacher = None
     if prior and prior.target == "base":
-        assert ready.frozen is not None, "prepare makes it"
-        teacher = FrozenPrediction(ready.frozen.with_own_tokenizers())  # a thread may use the other
+        teacher = teacher_of(ready)
     weights = (prior.weight, prior.weight_end) if prior else (0.0, None)
     phases = phases_of(config, base, first_steps)
     optimizer = optimizer_settings(config)
@@ -182,6 +181,14 @@ def build_module(
         teacher=teacher,
         seed=config.seed,
     )
+
+
+def teacher_of(ready: Prepared) -> FrozenPrediction:
+    """The untouched base's prediction: of what adapters are trained in, without them."""
+    if ready.adapters:
+        return FrozenPrediction(ready.base, ready.adapters.values())
+    assert ready.frozen is not None, "prepare makes it"
+    return FrozenPrediction(ready.frozen.with_own_tokenizers())  # a thread may use the other
 
 
 def phases_of(config: Config, base: BaseModel, first_steps: int) -> Phases:

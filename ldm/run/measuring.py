@@ -15,7 +15,7 @@ from ldm.errors import UserError
 from ldm.evaluation.gates import REPORTING
 from ldm.evaluation.measured import Measured
 from ldm.evaluation.report import write_report
-from ldm.models.adapters import merged
+from ldm.models.adapters import exactly_mergeable, merged
 from ldm.models.base import BaseModel
 from ldm.run.evaluate import FOLDER, Evaluator, task_of
 from ldm.run.instruments import load_instruments
@@ -114,7 +114,7 @@ class Measuring:
         evaluator.base()  # loads the untouched weights, and lets go of them
         model = as_trained(self.config, self.ready.base.to(device))
         weights = weights_of(manifest, self.ready.base.fingerprint)
-        with merged(self.ready.adapters):  # faster
+        with merged(exactly_mergeable(self.ready.adapters)):  # faster
             return evaluator.measure(step_name(step), model, weights, f"step {step}")
 
     def _write(self, device: torch.device, last: int) -> dict[str, Any]:

@@ -90,7 +90,7 @@ def prepare(config: Config, to_train: bool = True) -> Prepared:
         if warning := describe_identifier(base.tokenizer, subject.identifier):
             log.warning("%s", warning)
     _tell_of_unused_masks(config, pictures)
-    frozen = frozen_copy(base) if prior and needs_frozen_copy(prior) else None
+    frozen = frozen_copy(base) if to_train and needs_frozen_copy(config) else None
     adapters = adapters_of(config, base)  # the copy stays without
     return Prepared(base, subjects, own, resolution, heldout, frozen, instruments, adapters)
 
@@ -101,9 +101,15 @@ def _tell_of_unused_masks(config: Config, pictures: list[Path]) -> None:
         log.info("not used: %s; objective.mask_outside=0.1 would", ", ".join(masks))
 
 
-def needs_frozen_copy(prior: Prior) -> bool:
-    """Whether the untouched base is used while its copy is trained."""
-    return prior.images == "live" or prior.target == "base"
+def needs_frozen_copy(config: Config) -> bool:
+    """Whether the untouched base is used while its copy is trained.
+
+    What adapters are trained in is untouched without them; but not for another thread.
+    """
+    prior = config.prior
+    if prior is None:
+        return False
+    return prior.images == "live" or prior.target == "base" and config.adapter is None
 
 
 def _instruments(config: Config) -> Instruments:

@@ -25,7 +25,7 @@ from ldm.models.adapters import Adapter
 from ldm.models.base import BaseModel
 from ldm.run.evaluate import BASE, FOLDER, Evaluator, Task
 from ldm.run.export.card import card_files
-from ldm.run.export.describe import describe
+from ldm.run.export.describe import describe, warn_of_whole_rank
 from ldm.run.instruments import Instruments
 from ldm.sampling.metadata import versions
 
@@ -232,6 +232,7 @@ def export_chosen(
     if chosen is not None:
         with load(chosen) as loaded:
             about = describe(run, loaded.model, chosen, loaded.weights, result)
+            warn_of_whole_rank(about)
             if there != json.loads(json.dumps(about)):
                 files = adapter_files(loaded.adapters, loaded.model.kind, about)
                 files = {**files, **card_files(run, about)}

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ldm.data.sizes import sizes_of_whole
-from ldm.models.adapters import Adapter
+from ldm.models.adapters import Adapter, taken_out
 from ldm.models.base import BaseModel
 from ldm.models.precision import autocast
 from ldm.models.unet import predict
@@ -90,9 +90,10 @@ def training_need(
 ) -> Need:
     """What an optimizer step of `passes` passes takes; `base` is only looked at.
 
-    adapters: those in `base`. prepare: sets what is trained of the copies that it is given, and
-    returns it. kept: bytes that optimizer and averages hold for each trained parameter, beside
-    weights and gradients. teacher: an untouched copy of the base, where one is held as well.
+    adapters: those in `base`, without which it is its own teacher. prepare: sets what is trained of
+    the copies that it is given, and returns it. kept: bytes that optimizer and averages hold for
+    each trained parameter, beside weights and gradients. teacher: an untouched copy of the base,
+    where one is held as well.
     """
     with _fakes() as fake:
         student, own = fake(base, adapters)
@@ -101,7 +102,7 @@ def training_need(
         held = [*_tensors(student), *(_tensors(frozen) if frozen else ())]
         with Watermark(held) as mark:
             for _ in range(passes):
-                _train(student, frozen, one)
+                _train(student, own, frozen, one)
         parameters = [p for module in trained.values() for p in module.parameters()]
         always = LIBRARIES + kept * sum(p.numel() for p in parameters if p.requires_grad)
     return Need(always + mark.peak, always + mark.now)
@@ -128,8 +129,11 @@ def drawing_bytes(base: BaseModel, resolution: int, batch: int, guided: bool) ->
     return mark.peak
 
 
-def _train(student: BaseModel, frozen: BaseModel | None, one: Pass) -> None:
+def _train(
+    student: BaseModel, adapters: Mapping[str, Adapter], frozen: BaseModel | None, one: Pass
+) -> None:
     """Forward and backward pass of all samples."""
+    teacher = student if adapters else frozen
     rows, side = len(one.prompts), one.resolution
     noisy, t = _latents(student, rows, side), torch.zeros(rows, dtype=torch.long)
     sizes = sizes_of_whole(side, side, rows)
@@ -137,10 +141,10 @@ def _train(student: BaseModel, frozen: BaseModel | None, one: Pass) -> None:
         text = student.text.encode(one.prompts, "cpu")
         prediction = predict(student.unet, noisy, t, text, sizes)
         target = noisy
-        if frozen is not None and (count := one.taught):
-            with torch.no_grad():
-                same = frozen.text.encode(one.prompts[-count:], "cpu")
-                target = predict(frozen.unet, noisy[-count:], t[-count:], same, sizes[-count:])
+        if teacher is not None and (count := one.taught):
+            with taken_out(adapters.values()), torch.no_grad():
+                same = teacher.text.encode(one.prompts[-count:], "cpu")
+                target = predict(teacher.unet, noisy[-count:], t[-count:], same, sizes[-count:])
         loss = (prediction[-len(target) :] - target).pow(2).mean()
     loss.backward()
 

@@ -1,6 +1,5 @@
 """Prompts and seeds to pictures, without leaving a trace in the models or the random state."""
 
-import contextlib
 import inspect
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -8,12 +7,13 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from ldm.data.images import to_picture
 from ldm.data.sizes import sizes_of_whole
 from ldm.errors import UserError
 from ldm.models.base import BaseModel, check_resolution
+from ldm.models.modes import in_eval_mode
 from ldm.models.text import TextEmbedding
 from ldm.randomness import generator
 from ldm.sampling.denoiser import guided_prediction
@@ -139,20 +139,6 @@ def _encode(
     negatives = [] if scale == 1.0 else [negative] * count
     text = base.text.encode([*prompts, *negatives], base.device)
     return text[:count], text[count:] if negatives else None
-
-
-@contextlib.contextmanager
-def in_eval_mode(*modules: nn.Module) -> Iterator[None]:
-    """Modules in eval mode, without gradients; afterwards every submodule is as it was."""
-    before = [(part, part.training) for module in modules for part in module.modules()]
-    try:
-        for module in modules:
-            module.eval()
-        with torch.no_grad():
-            yield
-    finally:
-        for part, training in before:
-            part.training = training
 
 
 def _check(

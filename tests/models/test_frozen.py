@@ -9,9 +9,13 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from ldm.models.adapters import add_adapters
 from ldm.models.base import BaseModel, frozen_copy, load_base
 from ldm.models.frozen import FrozenPrediction
 from ldm.models.text import TextEmbedding, TextEncoders
+from ldm.models.trainable import prepare_training
+from ldm.models.unet import predict
+from tests.models.test_adapters import disturb, settings_of
 
 PROMPTS = ["a robot", "a dog on the beach", "a robot"]
 
@@ -46,9 +50,9 @@ def train(base: BaseModel) -> None:
 def test_it_is_the_untouched_base(base: BaseModel) -> None:
     latents, t = noisy()
     wanted = plain(base, latents, t, PROMPTS)
-    predict = FrozenPrediction(frozen_copy(base))
+    taught = FrozenPrediction(frozen_copy(base))
     train(base)
-    found = predict(latents.requires_grad_(), t, PROMPTS)
+    found = taught(latents.requires_grad_(), t, PROMPTS)
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
     assert not found.requires_grad and not found.is_inference()
     with pytest.raises(ValueError, match="frozen_copy"):
@@ -61,9 +65,38 @@ def test_it_is_not_in_training_mode(base: BaseModel) -> None:
         if isinstance(part, torch.nn.Dropout):
             part.p = 0.5
     copy.unet.train()
-    predict, latents = FrozenPrediction(copy), noisy()
-    assert torch.equal(predict(*latents, PROMPTS), predict(*latents, PROMPTS))
-    assert not copy.unet.training and not copy.text_encoder.training
+    taught, latents = FrozenPrediction(copy), noisy()
+    assert torch.equal(taught(*latents, PROMPTS), taught(*latents, PROMPTS))
+    assert copy.unet.training, "as it was"
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora", "oft"])
+def test_without_its_adapters_it_is_the_untouched_base(base: BaseModel, kind: str) -> None:
+    """Bit for bit what a copy predicts; between two passes it changes nothing of the gradients."""
+    (token,) = base.tokenizer("robot", add_special_tokens=False).input_ids
+    copy, (latents, t) = FrozenPrediction(frozen_copy(base)), noisy()
+    wanted, found = copy(latents, t, PROMPTS), []
+    own = {"dropout": 0.5, "timestep_rank": 1 if kind == "lora" else None}
+    adapters = add_adapters(
+        base.networks,
+        settings_of(kind, **own),
+        encoders={"text_encoder": base.text_encoder},
+        tokens={"text_encoder": [token]},
+    )
+    prepare_training(base, True, True, adapters=adapters)
+    disturb(adapters)
+    for teacher in (copy, FrozenPrediction(base, adapters.values())):
+        torch.manual_seed(0)
+        prediction = predict(base.unet, latents, t, base.text.encode(PROMPTS, "cpu"), None)
+        taught = teacher(latents[1:], t[1:], PROMPTS[1:])
+        torch.testing.assert_close(taught, wanted[1:], rtol=1e-4, atol=1e-5)
+        (prediction[1:] - taught).square().mean().backward()
+        found.append([taught, *(p.grad for a in adapters.values() for p in a.parameters())])
+        for adapter in adapters.values():
+            adapter.zero_grad()
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+    assert (prediction[1:] - taught).abs().max() > 1e-3
+    assert base.unet.training and adapters["unet"].layers
 
 
 def test_distinct_prompts_are_encoded_once(
@@ -78,12 +111,12 @@ def test_distinct_prompts_are_encoded_once(
         return encode(text, prompts, device)
 
     monkeypatch.setattr(TextEncoders, "encode", spy)
-    predict, (latents, t) = FrozenPrediction(frozen_copy(base)), noisy()
-    first = predict(latents, t, PROMPTS)
-    assert torch.equal(predict(latents, t, PROMPTS), first)
+    taught, (latents, t) = FrozenPrediction(frozen_copy(base)), noisy()
+    first = taught(latents, t, PROMPTS)
+    assert torch.equal(taught(latents, t, PROMPTS), first)
     assert seen == [["a robot"], ["a dog on the beach"]]
-    assert predict.to("cpu") is predict
-    predict(latents, t, PROMPTS)
+    assert taught.to("cpu") is taught
+    taught(latents, t, PROMPTS)
     assert len(seen) == 4  # afresh where the networks are now
 
 

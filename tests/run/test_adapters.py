@@ -11,10 +11,11 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import main
-from ldm.checkpoint.snapshots import read_manifest
+from ldm.checkpoint.snapshots import load_snapshot, read_manifest
 from ldm.config import Evaluation
+from ldm.models.adapters import merged
 from ldm.models.adapters.settings import Kind
-from ldm.models.base import load_base
+from ldm.models.base import BaseModel, load_base
 from ldm.run.folder import read_config
 from ldm.run.measuring import Measuring
 from ldm.run.prepare import prepare
@@ -201,6 +202,45 @@ def test_grids_show_the_adapter(place: Workspace) -> None:
         for step in (0, 2)
     )
     assert abs(first - last).max() > 1
+
+
+def test_ranks_by_timestep_are_the_runs_alone(
+    place: Workspace, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sampled and measured with them; an export has the whole rank, and says so."""
+    settings = {"adapter__rank": 4, "adapter__timestep_rank": 1, "training__learning_rate": 0.05}
+    run = place.train("by-timestep", **settings)
+    words = ["--run", str(run), "--snapshot", "last", "--format"]
+    assert export.main([*words, "diffusers"]) == 0
+    said = "adapter.timestep_rank=1 is kept by the run alone"
+    assert said in caplog.text
+    assert "1 of the adapter's 4 components" in (run / "export-diffusers/README.md").read_text()
+    whole = load_base(run / "export-diffusers")
+    trained = load_trained(run, "last")
+    with torch.no_grad():
+        wanted = predict(trained.base)
+        assert (predict(whole) - wanted).abs().max() > 1e-3
+        with merged(trained.adapters):
+            torch.testing.assert_close(predict(whole), predict(trained.base), rtol=0, atol=1e-5)
+    args = sample.parse(["--run", str(run), "--snapshot", "last", "--prompt", "a dog"])
+    predictions = [predict(sample.from_run(args, torch.float32).base)]
+    config = read_config(run)
+    config.evaluation = Evaluation(oracle=None)
+    ready = prepare(config)
+    measuring = Measuring(config, ready, run)
+
+    class Looker:
+        def base(self) -> None: ...
+
+        def measure(self, name: str, model: BaseModel, *_: str) -> None:
+            predictions.append(predict(model))
+
+    monkeypatch.setattr(measuring, "_evaluator_on", lambda device: Looker())
+    told = load_snapshot(run / "snapshots" / "step-000002", ready.networks)
+    measuring._measure(2, told, torch.device("cpu"))
+    assert len(predictions) == 2
+    for found in predictions:
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
 
 
 def test_pictures_of_a_lora_file_are_those_of_its_run(

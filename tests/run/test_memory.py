@@ -117,7 +117,10 @@ def test_every_option_moves_the_prediction(place: Workspace) -> None:
     assert need(model__train_text_encoder="false") < usual
     assert need(training__precision="bf16-mixed") < usual
     assert need(data__resolution=160) > usual
-    assert need(prior__target="base") > usual  # a copy of the base
+    copied = need(prior__target="base")  # a copy of the base
+    assert copied > usual
+    lora = {"adapter__rank": 2}
+    assert need(**lora, prior__target="base") - need(**lora) < 0.5 * (copied - usual)
     assert need(training__optimizer="adamw_8bit") < usual < need(ema__schedule="power")
 
 

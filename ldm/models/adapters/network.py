@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -12,6 +12,7 @@ from ldm.errors import UserError
 from ldm.models.adapters.rows import TokenRows
 from ldm.models.adapters.settings import AdapterSettings
 from ldm.models.adapters.targets import find_layers
+from ldm.models.adapters.timestep_rank import TimestepRank
 from ldm.randomness import seed_of
 
 if TYPE_CHECKING:
@@ -31,11 +32,16 @@ class Adapter(nn.Module):
     """
 
     def __init__(
-        self, network: nn.Module, config: "PeftConfig | None", tokens: Sequence[int] = ()
+        self,
+        network: nn.Module,
+        config: "PeftConfig | None",
+        tokens: Sequence[int] = (),
+        timestep_rank: TimestepRank | None = None,
     ) -> None:
         """Put peft's layers into `network`, in place; None for none.
 
         tokens: of a text encoder, those whose rows of the token embedding are trained too.
+        timestep_rank: of a UNet, which components take part when; None: all always.
         """
         from peft import inject_adapter_in_model
         from peft.tuners.tuners_utils import BaseTunerLayer
@@ -50,6 +56,9 @@ class Adapter(nn.Module):
         for name, layer in network.named_modules():
             if isinstance(layer, BaseTunerLayer):
                 self.layers[name] = layer
+        self.timestep_rank = timestep_rank
+        if timestep_rank:
+            timestep_rank.attach(network, (layer.lora_A[NAME] for layer in self.layers.values()))
         self.rows: list[TokenRows] = []  # of the token embedding, if any are trained
         if tokens:
             self.rows.append(TokenRows(self.get_input_embeddings(), tokens))
@@ -92,6 +101,11 @@ class Adapter(nn.Module):
         self.network._apply(fn)  # the parameters here are among the network's
         return super()._apply(fn, recurse)
 
+    def enable_gradient_checkpointing(self) -> None:
+        """Of a UNet."""
+        own = self.timestep_rank.checkpoint if self.timestep_rank else None
+        self.network.enable_gradient_checkpointing(own)  # type: ignore[operator]
+
     def layers_state(self) -> dict[str, Tensor]:
         """The state dict without rows of the token embedding."""
         own = self.state_dict()
@@ -103,7 +117,10 @@ class Adapter(nn.Module):
         return {key.removeprefix(inside): own[key] for key in own if key.startswith(inside)}
 
     def merge(self) -> None:
-        """Add what was learnt to the network's own weights and take peft's layers out of it."""
+        """Add what was learnt to the network's own weights and take peft's layers out of it.
+
+        With a `timestep_rank` that is another network: the whole rank at all timesteps.
+        """
         if self._kept:
             raise ValueError("the adapter is merged already")
         for name, layer in self.layers.items():
@@ -111,20 +128,32 @@ class Adapter(nn.Module):
             self._kept[name] = base.weight.data
             base.weight.data = base.weight.data.clone()
             layer.merge()
-            self._put(name, base)
         for rows in self.rows:
             self._kept[EMBEDDING] = rows.embedding.weight.data
             rows.embedding.weight.data = rows.whole()
-            self.set_input_embeddings(rows.embedding)
+        self.take_out()
 
     def unmerge(self) -> None:
         """Undo `merge`: the network's own weights are, bit for bit, what they were."""
         for name, layer in self.layers.items():
             layer.unmerge()  # forgets that it was merged; what it computes is only nearly right
             layer.get_base_layer().weight.data = self._kept.pop(name)
-            self._put(name, layer)
         for rows in self.rows:
             rows.embedding.weight.data = self._kept.pop(EMBEDDING)
+        self.put_in()
+
+    def take_out(self) -> None:
+        """Leave the network with plain layers and embedding, and the weights that these hold."""
+        for name, layer in self.layers.items():
+            self._put(name, layer.get_base_layer())
+        for rows in self.rows:
+            self.set_input_embeddings(rows.embedding)
+
+    def put_in(self) -> None:
+        """Undo `take_out`."""
+        for name, layer in self.layers.items():
+            self._put(name, layer)
+        for rows in self.rows:
             self.set_input_embeddings(rows)
 
     def _put(self, name: str, layer: nn.Module) -> None:
@@ -156,13 +185,13 @@ def add_adapters(
     embedded = {name: encoder for name, encoder in (encoders or {}).items() if name in tokens}
     with torch.random.fork_rng(devices=[]):
         for place, (name, network) in enumerate({**networks, **embedded}.items()):
-            config = None
+            config, ranks = None, settings.timestep_rank_of(name)
             if name in networks:
                 if settings.kind == "oft":
                     _check_blocks(network, found[name], settings.sizes(name)[0])
                 config = settings.peft_config(name, found[name])
             torch.manual_seed(seed_of(seed, "adapter", index=place))
-            adapters[name] = Adapter(network, config, tokens.get(name, ()))
+            adapters[name] = Adapter(network, config, tokens.get(name, ()), ranks)
     return adapters
 
 
@@ -190,3 +219,18 @@ def merged(adapters: Mapping[str, Adapter]) -> Iterator[None]:
             adapter.merge()
             undone.callback(adapter.unmerge)
         yield
+
+
+@contextlib.contextmanager
+def taken_out(adapters: Iterable[Adapter]) -> Iterator[None]:
+    """Inside, the networks are those of the untouched base; then as before."""
+    with contextlib.ExitStack() as undone:
+        for adapter in adapters:
+            adapter.take_out()
+            undone.callback(adapter.put_in)
+        yield
+
+
+def exactly_mergeable(adapters: Mapping[str, Adapter]) -> dict[str, Adapter]:
+    """Those that predict the same when they are merged: without a `timestep_rank`."""
+    return {name: adapter for name, adapter in adapters.items() if not adapter.timestep_rank}

@@ -68,6 +68,13 @@ def _opening(about: Mapping[str, Any]) -> Iterator[str]:
         f"{len(about.get('pictures', {}))} pictures in {about['step']} steps by DreamBooth "
         f"(arXiv 2208.12242) from the base `{about['base']}`."
     )
+    if ranks := about.get("timestep_rank"):
+        yield (
+            f"Trained with {ranks[0]} of the adapter's {ranks[1]} components at the noisiest "
+            "timestep, with all at the last (T-LoRA, arXiv 2507.05964). Merged weights cannot keep "
+            "that: these draw with the whole rank at all timesteps, and what was measured is the "
+            "run, which keeps it."
+        )
 
 
 def _code(about: Mapping[str, Any]) -> str:

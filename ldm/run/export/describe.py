@@ -1,5 +1,6 @@
 """What an exported model says of itself: whom it learnt, from what, how, and with which result."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +14,8 @@ from ldm.models.files.weights_file import open_weights
 from ldm.models.text import USUAL
 from ldm.run.folder import read_config, read_facts
 from ldm.run.settings import filled
+
+log = logging.getLogger(__name__)
 
 RECIPE = (
     "model.train_text_encoder",
@@ -63,9 +66,22 @@ def describe(
     }
     if base.reading != USUAL:
         about["reading"] = asdict(base.reading)
+    adapter = config.adapter
+    if adapter and adapter.timestep_rank is not None:
+        about["timestep_rank"] = [adapter.timestep_rank, adapter.rank]  # at most noise, at least
     if result and scores:
         about |= {"metrics": scores, "base_metrics": result["base"]}
     return about
+
+
+def warn_of_whole_rank(about: Mapping[str, Any]) -> None:
+    """Say what an export cannot keep of the run that says `about` of itself, if anything."""
+    if "timestep_rank" in about:
+        log.warning(
+            "adapter.timestep_rank=%d is kept by the run alone (scripts/sample.py --run): what is "
+            "exported draws with the whole rank at all timesteps, which was not measured",
+            about["timestep_rank"][0],
+        )
 
 
 def base_name(source: str) -> str:

@@ -30,7 +30,7 @@ from ldm.models.choices import Choices
 from ldm.models.files.single_file import ABOUT as KEY
 from ldm.models.files.weights_file import open_weights
 from ldm.run.export.card import card_files
-from ldm.run.export.describe import base_name, describe, licence_of
+from ldm.run.export.describe import base_name, describe, licence_of, warn_of_whole_rank
 from ldm.run.folder import read_config
 from ldm.run.results import EXPORT, RESULT
 from ldm.run.settings import as_trained, weights_of
@@ -62,6 +62,7 @@ def of_run(run: Path, snapshot: str, ema: bool, rank: int | None = None) -> Expo
     weights = weights_of(trained.manifest, model.fingerprint, ema)
     result = None if ema else read_json(run / RESULT)  # what was measured is the weights themselves
     about = describe(run, model, step, weights, result)
+    warn_of_whole_rank(about)
     if rank is None:
         return Exported(model, about, run, trained.adapters)
     for adapter in trained.adapters.values():
