@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ldm.errors import exit_status
-from ldm.run.command import add_choices, choices_of, given_choices, loras_of
+from ldm.run.command import DTYPES, add_choices, choices_of, given_choices, loras_of
 
 EXAMPLES = """\
 examples:
@@ -27,7 +27,6 @@ examples:
   python scripts/export.py --model owner/name --lora a.safetensors:0.7 b.safetensors:0.5 \\
       --format single-file --out models/both.safetensors
 """
-DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 FORMATS = ("diffusers", "single-file", "lora", "kohya", "embedding")
 
 

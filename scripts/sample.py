@@ -6,8 +6,7 @@ PNGs carry their settings; `grid-*.png` shows them all, prompts in rows and seed
 import argparse
 import logging
 import sys
-from dataclasses import dataclass, replace
-from datetime import datetime
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,14 +14,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ldm.config import Sampling
 from ldm.errors import UserError, exit_status
-from ldm.run.command import add_choices, choices_of, given_choices, loras_of
+from ldm.run.command import DTYPES, add_choices, choices_of, given_choices, loras_of
 from ldm.sampling.samplers import SAMPLERS
 
 if TYPE_CHECKING:
     import torch
     from PIL import Image
 
-    from ldm.models.base import BaseModel
+    from ldm.run.source import Source
 
 log = logging.getLogger("ldm.sample")
 
@@ -34,19 +33,6 @@ examples:
   python scripts/sample.py --model data/storybook-sd --prompt "a drawing of a red dog in the snow"
 """
 MEMORY = ("auto", "fast", "small")
-DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-
-
-@dataclass
-class Model:
-    """What to sample with, and what its prompts and pictures are called."""
-
-    base: "BaseModel"
-    identifiers: list[str]  # what [V], [V2], ... stand for
-    defaults: Sampling
-    resolution: int
-    out: Path
-    provenance: dict[str, Any]  # model, fingerprint, run, snapshot
 
 
 def parse(words: list[str] | None = None) -> argparse.Namespace:
@@ -138,58 +124,18 @@ def warn_if_nameless(prompts: list[str], identifiers: list[str]) -> None:
             )
 
 
-def from_run(args: argparse.Namespace, dtype: "torch.dtype") -> Model:
-    """A run's base model with a snapshot's weights in it."""
-    from ldm.models.adapters import exactly_mergeable
-    from ldm.run.settings import as_trained, weights_of
-    from ldm.run.subjects import identifiers_of
-    from ldm.run.trained import load_trained
+def source_of(args: argparse.Namespace, dtype: "torch.dtype") -> "Source":
+    """What --run or --model names, with --identifier and --out on top."""
+    from ldm.run.source import source_of_model, source_of_run
 
-    trained = load_trained(args.run, args.snapshot or "best", dtype, args.ema)
-    config, base, path, manifest = trained.config, trained.base, trained.snapshot, trained.manifest
-    for adapter in exactly_mergeable(trained.adapters).values():
-        adapter.merge()
-    base.to("cpu", dtype)
-    now = datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
-    first, *others = identifiers_of(config)
-    return Model(
-        as_trained(config, base),
-        [args.identifier or first, *others],
-        config.sampling,
-        config.data.resolution or base.default_resolution,
-        args.out or args.run / "samples" / f"{path.name}_{now}",
-        {
-            "model": f"{args.run.resolve().name} {path.name}" + (" EMA" if args.ema else ""),
-            "fingerprint": weights_of(manifest, base.fingerprint, args.ema),
-            "ema": args.ema,
-            "base": base.source,
-            "base_fingerprint": base.fingerprint,
-            "snapshot": manifest["step"],
-        },
-    )
-
-
-def from_model(args: argparse.Namespace, dtype: "torch.dtype") -> Model:
-    """A model as it is; one that was exported here says what [V] stands for."""
-    from ldm.export import read_about
-    from ldm.run.trained import load_model
-
-    base = load_model(args.model, choices_of(args, args.ema), loras_of(args), dtype)
-    told = read_about(args.model).get("identifier")
-    identifier = args.identifier or told
-    now = datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
-    return Model(
-        base,
-        [identifier] if identifier else [],
-        Sampling(),
-        base.default_resolution,
-        args.out or Path("logs") / "samples" / now,
-        {
-            "model": base.source,
-            "fingerprint": base.fingerprint,
-            **({"lora": args.lora} if args.lora else {}),
-        },
-    )
+    if args.run:
+        source = source_of_run(args.run, args.snapshot or "best", args.ema, dtype)
+    else:
+        choices, loras = choices_of(args, args.ema), loras_of(args)
+        source = source_of_model(args.model, choices, loras, dtype)
+    own, others = source.identifiers[:1], source.identifiers[1:]
+    identifiers = [args.identifier] if args.identifier else own
+    return replace(source, identifiers=[*identifiers, *others], out=args.out or source.out)
 
 
 def sampling_of(args: argparse.Namespace, defaults: Sampling) -> Sampling:
@@ -219,7 +165,7 @@ def save(picture: "Image.Image", path: Path, settings: dict[str, Any]) -> None:
 
 
 def make_pictures(
-    args: argparse.Namespace, source: Model, prompts: list[str], sampling: Sampling
+    args: argparse.Namespace, source: "Source", prompts: list[str], sampling: Sampling
 ) -> list[Path]:
     """Make, save and return every picture, then the grid."""
     from rich.console import Console
@@ -275,7 +221,7 @@ def sample(args: argparse.Namespace) -> list[Path]:
     device = device_of(args.device)
     usual = "fp16" if device.type in ("cuda", "xpu") else "fp32"
     dtype = getattr(torch, DTYPES[args.dtype or usual])
-    source = (from_run if args.run else from_model)(args, dtype)
+    source = source_of(args, dtype)
     warn_if_nameless(templates, source.identifiers)
     prompts = [filled(template, source.identifiers) for template in templates]
     sampling = sampling_of(args, source.defaults)

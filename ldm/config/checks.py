@@ -26,6 +26,11 @@ def combination_problems(config: Config) -> Iterator[str]:
         )
     if config.samples.every and not config.samples.prompts:
         yield "samples.prompts=[]: nothing to draw; give prompts, or set samples.every=0"
+    if config.samples.vae is not None and not config.samples.every:
+        yield (
+            f"samples.vae={config.samples.vae}: nothing uses it where samples.every=0; set "
+            "samples.every, or leave samples.vae null"
+        )
     if not re.fullmatch(r"auto|-1|\d+(,\d+)*,?", config.trainer.devices):
         yield f"trainer.devices={config.trainer.devices}: must be auto, a number or a list as 0,2"
     if config.trainer.strategy not in STRATEGIES:

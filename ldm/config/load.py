@@ -31,6 +31,7 @@ PLACES = (
     "data.cache",
     "prior.folder",
     "prior.root",
+    "samples.vae",
     "evaluation.root",
     "evaluation.dino",
     "evaluation.clip",

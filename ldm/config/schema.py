@@ -189,6 +189,7 @@ class Samples:
     )
     count: int = 4  # pictures per prompt
     seed: int = 0  # picture i has seed + i in every grid
+    vae: str | None = None  # an AutoencoderTiny that decodes grids: folder or hub id
 
 
 @dataclass

@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from ldm.data.buckets import bucket_for, enlargement
+from ldm.data.encoding import encode_pixels
 from ldm.data.images import Box, Colour, Crop, Size, crop_box, load_with_size, resize_box
 from ldm.data.sizes import SIZES, sizes_of_crop
 from ldm.errors import UserError
@@ -38,7 +39,6 @@ log = logging.getLogger(__name__)
 FORMAT = 2  # raise it when the meaning of a cached file changes
 
 Progress = Callable[[int, int], None]
-Moments = tuple[torch.Tensor, torch.Tensor]  # mean and std, of one shape
 # Mean and std [V, C, h, w], sizes [V, 6], of one picture's variants.
 Encoded = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -144,7 +144,7 @@ def encode_pictures(
     pass, which are of one picture; `device` is where the VAE is moved to (None: it stays);
     `progress(done, total)` counts pictures.
     The result is multiplied by the VAE's `scaling_factor` (after its `shift_factor`, if any).
-    Raises UserError for an unreadable picture, an unwritable cache or a VAE that overflows;
+    Raises UserError for an unreadable picture, an unwritable cache or a VAE that makes NaN;
     ValueError for no pictures or a batch below 1.
     """
     if not pictures or batch < 1:
@@ -155,8 +155,11 @@ def encode_pictures(
     if device is not None:
         vae.to(torch.device(device))
     digests = [digest_of(picture) for picture in pictures]
-    keys = [transform.key(digest, f"{fingerprint} {vae.dtype}") for digest in digests]
-    known: list[Encoded | None] = [store.read(key) if store else None for key in keys]
+
+    def key(digest: str) -> str:  # asked for afresh: a VAE that overflows changes its dtype
+        return transform.key(digest, f"{fingerprint} {vae.dtype}")
+
+    known: list[Encoded | None] = [store.read(key(one)) if store else None for one in digests]
     missing = [place for place, found in enumerate(known) if found is None]
     report = progress or (lambda done, total: None)
     done = len(pictures) - len(missing)
@@ -165,7 +168,7 @@ def encode_pictures(
     for place, encoded in zip(missing, _encode(vae, todo, transform, batch), strict=True):
         known[place] = encoded
         if store:
-            store.write(keys[place], encoded)
+            store.write(key(digests[place]), encoded)
         done += 1
         report(done, len(pictures))
     complete = [found for found in known if found is not None]  # all are by now
@@ -174,25 +177,6 @@ def encode_pictures(
     mean, std = ([encoded[part].contiguous() for encoded in complete] for part in (0, 1))
     sizes = torch.stack([sizes for *_, sizes in complete])  # V 6 -> N V 6
     return Latents(mean, std, sizes, [picture.name for picture in pictures])
-
-
-@torch.no_grad()  # not inference_mode: the UNet's backward pass may keep what is made from these
-def encode_pixels(vae: "AutoencoderKL", pixels: torch.Tensor) -> Moments:
-    """[B, 3, H, W] in [-1, 1] -> mean and std, [B, C, h, w] each, scaled, float32 on the CPU.
-
-    In one forward pass, on the VAE's device and in its dtype; the result carries no gradient.
-    Scaling as in arXiv 2112.10752, appendix G (`scaling_factor`): the latents then have about unit
-    deviation. `shift_factor` is None in Stable Diffusion and there for later VAEs.
-    Raises UserError where the VAE overflows.
-    """
-    posterior = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist
-    scale = float(vae.config.scaling_factor)
-    shift = float(getattr(vae.config, "shift_factor", None) or 0.0)
-    mean = (posterior.mean.float().cpu() - shift) * scale
-    std = posterior.std.float().cpu() * scale
-    if not (mean.isfinite().all() and std.isfinite().all()):
-        raise UserError(f"the VAE overflows in {vae.dtype}: encode with it in float32")
-    return mean, std
 
 
 def digest_of(path: Path) -> str:
@@ -279,7 +263,10 @@ def _encode(
     """
     for path, digest in todo:
         pixels, order, sizes = _pixels(path, digest, transform)  # [D, 3, H, W]
+        dtype = vae.dtype
         parts = [encode_pixels(vae, part) for part in pixels.split(batch)]
+        if vae.dtype != dtype:  # it overflowed: a picture's variants are all of one arithmetic
+            parts = [encode_pixels(vae, part) for part in pixels.split(batch)]
         mean, std = (torch.cat(several) for several in zip(*parts, strict=True))
         yield mean[order], std[order], sizes  # D C h w -> V C h w
 

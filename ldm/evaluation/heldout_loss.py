@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ldm.data.encoding import encode_pixels
 from ldm.data.images import fit
-from ldm.data.latents import encode_pixels
 from ldm.data.sizes import sizes_of_whole
 from ldm.evaluation.metrics import Score, mean
 from ldm.models.base import BaseModel

@@ -61,17 +61,17 @@ def is_hub_id(name: str) -> bool:
     return name.count("/") == 1 and not name.startswith((".", "/", "~")) and name[-1] != "/"
 
 
-def find_vae_folder(source: str | Path) -> Path:
+def find_vae_folder(source: str | Path, key: str) -> Path:
     """The folder of a VAE: `source` itself, `vae` in a model's folder, or fetched from the hub.
 
-    UserError: no such folder, or the hub cannot be reached.
+    UserError, naming `key`: no such folder, or the hub cannot be reached.
     """
     from huggingface_hub import snapshot_download
 
     folder = Path(source).expanduser()
     if not folder.is_dir():
         if not is_hub_id(str(source)):
-            raise UserError(f"model.vae={source}: no such folder or file; nor is it a hub id")
+            raise UserError(f"{key}={source}: no such folder or file; nor is it a hub id")
         stem = WEIGHT_STEMS["vae"]
         files = ("config.json", f"{stem}.safetensors", f"{stem}.bin")
         patterns = [f"{place}{name}" for place in ("", "vae/") for name in files]
@@ -79,13 +79,13 @@ def find_vae_folder(source: str | Path) -> Path:
             folder = Path(snapshot_download(str(source), allow_patterns=patterns))
         except (OSError, ValueError) as error:
             raise UserError(
-                f"model.vae={source}: no folder of this name, and not to be had from the hub "
+                f"{key}={source}: no folder of this name, and not to be had from the hub "
                 f"({type(error).__name__}: {_first_line(error)})"
             ) from error
     if (folder / "vae").is_dir():
         folder = folder / "vae"
     if not (folder / "config.json").is_file():
-        raise UserError(f"model.vae={source}: has no config.json; give a VAE's folder")
+        raise UserError(f"{key}={source}: has no config.json; give a VAE's folder")
     return folder
 
 

@@ -1,4 +1,7 @@
-"""Another VAE in a base's place: a folder, a hub id, a single file, or a file of the VAE alone."""
+"""Another VAE in a base's place: a folder, a hub id, a single file, or a file of the VAE alone.
+
+And a tiny one, for pictures to look at while training.
+"""
 
 import hashlib
 import json
@@ -19,10 +22,10 @@ from ldm.models.folder import find_vae_folder
 from ldm.models.weights import load_weights
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL
+    from diffusers import AutoencoderKL, AutoencoderTiny
 
 log = logging.getLogger(__name__)
-KEY = "model.vae"
+KEY, TINY_KEY = "model.vae", "samples.vae"
 
 
 def load_vae(source: str | Path, like: "AutoencoderKL") -> "AutoencoderKL":
@@ -38,10 +41,38 @@ def load_vae(source: str | Path, like: "AutoencoderKL") -> "AutoencoderKL":
     if path.is_file():
         vae = _from_file(open_weights(path), like)
     else:
-        folder = find_vae_folder(source)
+        folder = find_vae_folder(source, KEY)
         vae = load_weights(AutoencoderKL, folder, what=KEY, torch_dtype=torch.float32)
     _check_fit(vae, like, source)
     log.info("%s=%s takes the place of the base's VAE", KEY, source)
+    return vae
+
+
+def load_tiny_vae(source: str | Path, like: "AutoencoderKL") -> "AutoencoderTiny":
+    """Load an AutoencoderTiny, float32, in eval mode, that decodes the latents of `like`.
+
+    It wants latents as the UNet has them: its scaling factor is 1. A folder or a hub id; TAESD:
+    https://github.com/madebyollin/taesd. UserError: it cannot be had, is damaged or something else,
+    or its latents have other channels or another size.
+    """
+    from diffusers import AutoencoderTiny
+
+    folder = find_vae_folder(source, TINY_KEY)
+    kind = AutoencoderTiny.load_config(folder).get("_class_name")
+    if kind != AutoencoderTiny.__name__:
+        raise UserError(
+            f"{TINY_KEY}={source}: is of class {kind}; give an AutoencoderTiny, as "
+            "madebyollin/taesd (Stable Diffusion 1.x, 2.x) or madebyollin/taesdxl, or null for the "
+            "model's own VAE"
+        )
+    vae = load_weights(AutoencoderTiny, folder, what=TINY_KEY, torch_dtype=torch.float32)
+    # One that enlarges by another factor at each level cannot be told from its levels.
+    factor = vae.config.upsampling_scaling_factor ** (len(vae.config.block_out_channels) - 1)
+    wanted = {
+        "latent_channels": (vae.config.latent_channels, like.config.latent_channels),
+        "pixels per latent": (factor, 2 ** (len(like.config.block_out_channels) - 1)),
+    }
+    _refuse_others(wanted, TINY_KEY, source)
     return vae
 
 
@@ -99,9 +130,14 @@ def _check_fit(vae: "AutoencoderKL", like: "AutoencoderKL", source: str | Path) 
         "shift_factor": (vae.config.shift_factor, like.config.shift_factor),
         "levels": (len(vae.config.block_out_channels), len(like.config.block_out_channels)),
     }
+    _refuse_others(wanted, KEY, source)
+
+
+def _refuse_others(wanted: dict[str, tuple[Any, Any]], key: str, source: str | Path) -> None:
+    """UserError for what is not the base's; wanted: of either, by what it is."""
     wrong = [f"{name} {a} (the base's: {b})" for name, (a, b) in wanted.items() if a != b]
     if wrong:
         raise UserError(
-            f"{KEY}={source}: its latents are others than those that the UNet was trained on: "
+            f"{key}={source}: its latents are others than those that the UNet was trained on: "
             f"{', '.join(wrong)}; take a VAE made for this base"
         )

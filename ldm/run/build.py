@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -258,11 +258,14 @@ def grid_drawer(config: Config, ready: Prepared) -> Callable[[torch.device], Ima
     """A function that draws the sample grid with the networks as they then are: a row a prompt."""
     labels, seeds = filled(config, config.samples.prompts), grid_seeds(config)
     settings = sampling_settings(config, ready.resolution)
+    base = ready.base
+    if ready.tiny_vae is not None:
+        base = replace(base, vae=ready.tiny_vae)
 
     def draw(device: torch.device) -> Image.Image:
         pictures = list(
             generate(
-                as_trained(config, ready.base.to(device)),
+                as_trained(config, base.to(device)),
                 [prompt for prompt in labels for _ in seeds],
                 seeds * len(labels),
                 **settings,

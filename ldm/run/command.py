@@ -1,4 +1,4 @@
-"""What several scripts take of their command line: which model, and what of it."""
+"""What several scripts take of their command line: which model, what of it, in which type."""
 
 import argparse
 from pathlib import Path
@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ldm.models.choices import Choices
+
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # --dtype -> torch's name
 
 
 def add_choices(parser: argparse.ArgumentParser) -> None:

@@ -38,7 +38,7 @@ IMPORTANT = (  # beginnings of the metrics that are printed; report.html has the
     "class/change",
     "unrelated/drift",
 )
-COMPARED = ("prompts", "seeds", "negative", "steps", "sampler", "scale", "rescale", "width")
+COMPARED = ("prompts", "seeds", "negative", "steps", "sampler", "scale", "rescale", "width", "vae")
 
 
 def conclude(config: Config, run: Path, ready: Prepared, job: Job) -> bool:

@@ -4,6 +4,7 @@ import importlib.util
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -18,6 +19,7 @@ from ldm.evaluation.measured import SPACES
 from ldm.models.adapters import Adapter
 from ldm.models.base import BaseModel, check_resolution, frozen_copy
 from ldm.models.text import describe_identifier
+from ldm.models.vae import load_tiny_vae
 from ldm.run.adapters import adapters_of
 from ldm.run.folder import check_writable
 from ldm.run.instruments import Instruments, load_instruments, questions_of
@@ -26,6 +28,9 @@ from ldm.run.subjects import SubjectInputs, find_inputs, identifiers_of
 from ldm.run.trained import frozen_dtype, load_untouched
 from ldm.sampling.samplers import check_steps, make_sampler
 from ldm.training.optim import PACKAGES
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderTiny
 
 log = logging.getLogger(__name__)
 HELDOUT = "heldout"  # subfolder of the subject's pictures that training never sees
@@ -43,6 +48,7 @@ class Prepared:
     frozen: BaseModel | None = None  # a copy that training does not touch, where one is needed
     instruments: Instruments = field(default_factory=Instruments)  # what measures
     adapters: dict[str, Adapter] = field(default_factory=dict)  # in the base's networks, by name
+    tiny_vae: "AutoencoderTiny | None" = None  # what decodes sample grids in the VAE's place
 
     @property
     def pictures(self) -> list[Path]:
@@ -90,9 +96,13 @@ def prepare(config: Config, to_train: bool = True) -> Prepared:
         if warning := describe_identifier(base.tokenizer, subject.identifier):
             log.warning("%s", warning)
     _tell_of_unused_masks(config, pictures)
+    tiny = config.samples.vae if to_train else None
+    tiny_vae = load_tiny_vae(tiny, base.vae) if tiny else None
     frozen = frozen_copy(base) if to_train and needs_frozen_copy(config) else None
     adapters = adapters_of(config, base)  # the copy stays without
-    return Prepared(base, subjects, own, resolution, heldout, frozen, instruments, adapters)
+    return Prepared(
+        base, subjects, own, resolution, heldout, frozen, instruments, adapters, tiny_vae
+    )
 
 
 def _tell_of_unused_masks(config: Config, pictures: list[Path]) -> None:

@@ -38,6 +38,7 @@ def grid_settings(config: Config, base: BaseModel, resolution: int, run: Path) -
         "prompts": prompts,
         "seeds": grid_seeds(config),
         **sampling_settings(config, resolution),
+        "vae": config.samples.vae,  # None: the model's own
         "model": run.resolve().name,
         "base": base.source,
         "base_fingerprint": base.fingerprint,

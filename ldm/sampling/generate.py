@@ -3,12 +3,14 @@
 import inspect
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from ldm.data.encoding import without_overflow
 from ldm.data.images import to_picture
 from ldm.data.sizes import sizes_of_whole
 from ldm.errors import UserError
@@ -70,6 +72,7 @@ def generate(
                 generators = [generator(seed, "sampler") for seed in seeds[part]]
                 solver = make_sampler(sampler, base.scheduler)
                 clean = denoise(base, solver, steps, noise, *text, generators, scale, rescale)
+                _tell_of_overflow(base, clean, prompts[part], seeds[part])
                 made = [to_picture(pixels) for pixels in decode(base, clean)]
             for done, picture in enumerate(made, start + 1):
                 if progress is not None:
@@ -117,18 +120,49 @@ def denoise(
 
 
 def decode(base: BaseModel, latents: Tensor) -> Iterator[Tensor]:
-    """Decode scaled latents [N, C, h, w] -> N pictures [3, H, W], about [-1, 1], not clipped."""
+    """Decode scaled latents [N, C, h, w] -> N pictures [3, H, W], about [-1, 1], not clipped.
+
+    A picture whose latents are not finite is black.
+    """
     config = base.vae.config
     shift = getattr(config, "shift_factor", None) or 0.0
     latents = latents / config.scaling_factor + shift
     pixels = latents.shape[-1] * latents.shape[-2] * base.latent_factor**2
-    for part in latents.to(base.vae.dtype).split(max(1, PIXELS_AT_ONCE // pixels)):
-        with torch.autocast(base.device.type, enabled=False):  # see BaseModel.to
-            decoded = base.vae.decode(part, return_dict=False)[0]
+    for part in latents.split(max(1, PIXELS_AT_ONCE // pixels)):
+        whole = is_finite(part)[:, None, None, None]
+        # Zeros for the others, or the VAE would be taken for what overflows.
+        (decoded,) = without_overflow(base.vae, partial(_decoded, base, part.where(whole, 0)))
         if not decoded.isfinite().all():
-            log.warning("a picture came out as NaN; float16 overflows in some models: use bf16")
-            decoded = decoded.nan_to_num(nan=-1.0)
-        yield from decoded
+            log.warning("the VAE makes NaN of a picture, in %s", base.vae.dtype)
+        yield from decoded.where(whole, -1).nan_to_num(nan=-1.0)
+
+
+def _decoded(base: BaseModel, latents: Tensor) -> tuple[Tensor]:
+    with torch.autocast(base.device.type, enabled=False):  # see BaseModel.to
+        return base.vae.decode(latents.to(base.vae.dtype), return_dict=False)
+
+
+def is_finite(latents: Tensor) -> Tensor:
+    """[N, C, h, w] -> [N], bool: whether all of a picture's latents are numbers."""
+    return latents.isfinite().flatten(1).all(1)
+
+
+def _tell_of_overflow(
+    base: BaseModel, latents: Tensor, prompts: Sequence[str], seeds: Sequence[int]
+) -> None:
+    """Name the pictures that the UNet made NaN of; no VAE can decode these."""
+    kind = base.device.type
+    dtype = base.unet.dtype
+    if torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
+    finite = is_finite(latents).tolist()
+    for prompt, seed, whole in zip(prompts, seeds, finite, strict=True):
+        if not whole:
+            log.warning(
+                "the UNet makes NaN in %s: the picture of %r, seed %d, is black; float16 is too "
+                "small for some models: use bf16 or fp32, which make NaN of damaged weights only",
+                *(dtype, prompt, seed),
+            )
 
 
 def _encode(

@@ -18,8 +18,8 @@ import torch
 from PIL import Image, ImageOps
 
 from ldm.data.dataset import Sample
+from ldm.data.encoding import Moments, encode_pixels
 from ldm.data.images import to_tensor
-from ldm.data.latents import Moments, encode_pixels
 from ldm.data.sizes import sizes_of_whole
 from ldm.errors import UserError
 from ldm.randomness import generator

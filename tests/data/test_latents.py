@@ -13,7 +13,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from ldm.data.images import fit, load_picture
-from ldm.data.latents import Latents, Progress, Transform, encode_pictures, encode_pixels
+from ldm.data.encoding import encode_pixels
+from ldm.data.latents import Latents, Progress, Transform, encode_pictures
 from ldm.errors import UserError
 from ldm.randomness import generator
 
@@ -361,6 +362,23 @@ def test_overflowing_vae_is_reported(pictures):
         vae.quant_conv.weight.fill_(float("nan"))
     with pytest.raises(UserError, match="float32"):
         encoded(vae, "f", pictures, SIDE)
+
+
+def test_a_vae_that_overflows_encodes_again_in_float32(vae, pictures, tmp_path, caplog):
+    large = AutoencoderKL.from_config(vae.config).eval()
+    large.load_state_dict(vae.state_dict())
+    with torch.no_grad():
+        large.encoder.conv_in.weight.mul_(2e5)
+        large.half()
+    exact = AutoencoderKL.from_config(vae.config).eval()
+    exact.load_state_dict(large.state_dict())
+    wanted = encoded(exact, "f", pictures, SIDE)
+    found = encoded(large, "f", pictures, SIDE, cache=tmp_path)
+    assert same(found, wanted) and large.dtype is torch.float32
+    assert caplog.text.count("overflows in float16") == 1
+    with torch.no_grad():
+        exact.encoder.conv_in.weight.zero_()  # what is read was encoded in float32, and is so named
+    assert same(encoded(exact, "f", pictures, SIDE, cache=tmp_path), wanted)
 
 
 @pytest.mark.parametrize("options", [{"resolution": 0}, {"crops": 0}, {"batch": 0}])

@@ -209,6 +209,46 @@ def test_modes_come_back_after_an_error(bases: dict[str, BaseModel]) -> None:
         unet.eval()
 
 
+def test_a_vae_that_overflows_decodes_again_in_float32(
+    tiny_base_folder: TinyFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    base = load_base(tiny_base_folder("v"))
+    with torch.no_grad():
+        base.vae.decoder.conv_in.weight.mul_(2e5)  # a norm follows: in float32 nothing is lost
+    base.vae.half()
+    exact = load_base(tiny_base_folder("v"))
+    exact.vae.load_state_dict(base.vae.state_dict())
+    assert exact.vae.dtype is torch.float32
+    drawn, wanted = (pixels(generate(b, PROMPTS, SEEDS, steps=2, batch=1)) for b in (base, exact))
+    assert np.array_equal(drawn, wanted) and wanted.std() > 1
+    assert base.vae.dtype is torch.float32
+    assert [r.message for r in caplog.records] == [
+        "the VAE overflows in float16: this is done again, and from here on, in float32"
+    ]
+
+
+def test_a_unet_that_overflows_is_named(
+    tiny_base_folder: TinyFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    base = load_base(tiny_base_folder("v"), torch.float16)
+    base.vae.half()
+    plain = pixels(generate(base, PROMPTS, SEEDS, steps=2))
+    hook = base.text_encoder.register_forward_hook(lambda module, args, output: overflow(output))
+    drawn = pixels(generate(base, PROMPTS, SEEDS, steps=2))
+    hook.remove()
+    assert not drawn[1].any() and np.array_equal(drawn[[0, 2]], plain[[0, 2]])
+    assert "the UNet makes NaN in torch.float16: the picture of 'a photo of the dog', seed" in (
+        caplog.text
+    )
+    assert len(caplog.records) == 1 and base.vae.dtype is torch.float16
+
+
+def overflow(output: Any) -> Any:
+    """The second prompt's states so large that the UNet's products with them pass 65504."""
+    output.last_hidden_state[1] = 6e4
+    return output
+
+
 def test_sizes_progress_and_latents(bases: dict[str, BaseModel]) -> None:
     seen: list[tuple[int, int]] = []
     made = generate(

@@ -16,8 +16,8 @@ import torch
 from PIL import ImageOps
 
 from ldm.data.dataset import Sample
+from ldm.data.encoding import encode_pixels
 from ldm.data.images import load_picture, to_tensor
-from ldm.data.latents import encode_pixels
 from ldm.errors import UserError
 from ldm.models.base import BaseModel, frozen_copy, load_base
 from ldm.randomness import generator

@@ -1,0 +1,79 @@
+"""What pictures are drawn with: a run's snapshot, or a model as it is."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ldm.config import Sampling
+from ldm.export import read_about
+from ldm.models.adapters import exactly_mergeable
+from ldm.models.base import BaseModel
+from ldm.models.choices import Choices
+from ldm.run.settings import as_trained, weights_of
+from ldm.run.subjects import identifiers_of
+from ldm.run.trained import load_model, load_trained
+
+
+@dataclass
+class Source:
+    """A model on the CPU, and what its prompts and pictures are called."""
+
+    base: BaseModel
+    identifiers: list[str]  # what [V], [V2], ... stand for
+    defaults: Sampling
+    resolution: int  # pixels
+    out: Path  # a new folder for its pictures
+    provenance: dict[str, Any]  # model, fingerprint, run, snapshot
+
+
+def source_of_run(run: Path, which: str, ema: bool, dtype: torch.dtype) -> Source:
+    """A run's base with a snapshot's weights in it: "best", "last" or a step. ema: their average.
+
+    UserError: no run, no such snapshot, a base that it does not fit.
+    """
+    trained = load_trained(run, which, dtype, ema)
+    config, base, path, manifest = trained.config, trained.base, trained.snapshot, trained.manifest
+    for adapter in exactly_mergeable(trained.adapters).values():
+        adapter.merge()
+    base.to("cpu", dtype)
+    provenance = {
+        "model": f"{run.resolve().name} {path.name}" + (" EMA" if ema else ""),
+        "fingerprint": weights_of(manifest, base.fingerprint, ema),
+        "ema": ema,
+        "base": base.source,
+        "base_fingerprint": base.fingerprint,
+        "snapshot": manifest["step"],
+    }
+    return Source(
+        as_trained(config, base),
+        identifiers_of(config),
+        config.sampling,
+        config.data.resolution or base.default_resolution,
+        run / "samples" / f"{path.name}_{_now()}",
+        provenance,
+    )
+
+
+def source_of_model(
+    model: str, choices: Choices, loras: Sequence[tuple[Path, float]], dtype: torch.dtype
+) -> Source:
+    """A folder, hub id or single file, with LoRA files added times their weights.
+
+    One that was exported here says what [V] stands for. UserError: what cannot be loaded.
+    """
+    base = load_model(model, choices, loras, dtype)
+    told = read_about(model).get("identifier")
+    provenance: dict[str, Any] = {"model": base.source, "fingerprint": base.fingerprint}
+    if loras:
+        provenance["lora"] = [f"{path}:{weight}" for path, weight in loras]
+    out = Path("logs") / "samples" / _now()
+    identifiers = [told] if told else []
+    return Source(base, identifiers, Sampling(), base.default_resolution, out, provenance)
+
+
+def _now() -> str:
+    return datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
