@@ -165,7 +165,8 @@ def main() -> None:
     if args.what in ("pipeline", "start"):
         found = call(args.base, *numbers)
     elif args.what == "step":
-        found = step(load_base(args.base), *numbers, args.precision)
+        steps, samples, pixels = map(int, args.numbers)
+        found = step(load_base(args.base), steps, samples, pixels, args.precision)
     else:
         found = call(load_base(args.base), *numbers)
     print(json.dumps(found))

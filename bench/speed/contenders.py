@@ -36,7 +36,7 @@ class Place:
 
 def bare(place: Place, what: str, *numbers: float, precision: str = "fp32") -> Numbers:
     words = [str(number) for number in numbers]
-    command = [sys.executable, "-m", "bench.speed.bare", what, place.base, *words]
+    command = [sys.executable, "-m", "bench.speed.bare", what, str(place.base), *words]
     ran = run([*command, "--precision", precision])
     told: dict[str, float] = json.loads(ran.output.splitlines()[-1])
     return {"peak_gib": ran.peak_gib, "whole": ran.seconds, **told}

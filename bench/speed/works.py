@@ -44,8 +44,8 @@ def _row(
     """pair: what the project and its peer gave, round by round."""
     ours, peer = pair
     ratio = ratio_of(peer, ours, key) if at_least else ratio_of(ours, peer, key)
-    middle = [statistics.median(one[key] for one in side) for side in pair]
-    return Row(work, against, *middle, unit, ratio, target, at_least)
+    our, their = (statistics.median(one[key] for one in side) for side in pair)
+    return Row(work, against, our, their, unit, ratio, target, at_least)
 
 
 def training(place: Place, rounds: int, tell: Tell) -> list[Row]:
