@@ -249,3 +249,4 @@ class Config:
     trainer: Trainer = field(default_factory=Trainer)
     logger: Logger = field(default_factory=Logger)
     evaluation: Evaluation | None = field(default_factory=Evaluation)  # None: no numbers
+    profile: bool = False  # write where a step's time goes

@@ -45,6 +45,7 @@ from ldm.training import (
     Metrics,
     OptimizerSettings,
     Phases,
+    Profile,
     ResumeState,
     SampleGrid,
     Snapshots,
@@ -125,6 +126,7 @@ def build_callbacks(
         own = (measuring.while_training, measuring.over)
         evaluations.append(Evaluations(run, every, metrics, *own))
     return [
+        *([Profile(run, profiled_from(config))] if config.profile else []),
         interrupt,
         metrics,
         TrainingProgress(metrics),
@@ -141,6 +143,21 @@ def build_callbacks(
         *evaluations,
         resume_state,
     ]
+
+
+def profiled_from(config: Config) -> int:
+    """How many steps pass before timing begins: caches are warm, and all is trained.
+
+    UserError: too few come after them.
+    """
+    training = config.training
+    warm = round(training.pivotal * training.steps) + 5
+    if (needed := warm + Profile.TIMED + Profile.TRACED) > training.steps:
+        raise UserError(
+            f"profile=true: times {Profile.TIMED + Profile.TRACED} steps after the first {warm}; "
+            f"training.steps={training.steps} is too few, give at least {needed}"
+        )
+    return warm
 
 
 def check_shares(config: Config, processes: int) -> None:

@@ -33,6 +33,7 @@ MAY_CHANGE = {
     "samples.": "",
     "trainer.": ROUNDING,
     "logger.": "",
+    "profile": "",
     "evaluation": "",
 }
 RESULTS = ("evaluation.json", "sheet.png", "report.html", "report.png")  # of the last step

@@ -7,6 +7,7 @@ from ldm.training.metrics import Metrics
 from ldm.training.module import DreamBoothModule
 from ldm.training.optim import OptimizerSettings, hints, make_optimizer, weights_to_look_at
 from ldm.training.phases import Phases, annealed
+from ldm.training.profile import Profile
 from ldm.training.progress import TrainingProgress
 from ldm.training.samples import SampleGrid
 from ldm.training.trainer import make_trainer
@@ -20,6 +21,7 @@ __all__ = [
     "Metrics",
     "OptimizerSettings",
     "Phases",
+    "Profile",
     "ResumeState",
     "SampleGrid",
     "Snapshots",

@@ -37,6 +37,7 @@ from ldm.training.phases import (
     places_of,
     restore_rows,
 )
+from ldm.training.profile import Part, untimed
 from ldm.training.rates import build_schedule, set_rates
 
 BAD_STEPS = "steps_not_finite"  # in a checkpoint
@@ -89,6 +90,7 @@ class DreamBoothModule(pl.LightningModule):
         self.gradient_norm: Tensor | None = None  # of the last optimizer step, before clipping
         self.weights_are_whole = True  # no step of the optimizer is half done
         self.batch_began = 0.0  # on time.perf_counter, when all callbacks were through
+        self.part: Part = untimed  # around each part of a step, for whoever times them
         self._groups = groups_of(modules, self.phases.pivotal > 0)
         self._training_groups: set[str] | None = None  # until the first step begins
         self._counts: list[dict[str, Any]] = []  # of the optimizer, at its beginning
@@ -102,7 +104,8 @@ class DreamBoothModule(pl.LightningModule):
 
         A batch for each shape of latents; together they hold B samples.
         """
-        text = self.encode([prompt for batch in batches for prompt in batch["prompts"]])
+        with self.part("text encoder"):
+            text = self.encode([prompt for batch in batches for prompt in batch["prompts"]])
         texts = text.split([len(batch["prompts"]) for batch in batches])
         each = [self.losses(batch, text) for batch, text in zip(batches, texts, strict=True)]
         per_sample = torch.cat(each)  # [B]
@@ -117,7 +120,8 @@ class DreamBoothModule(pl.LightningModule):
         """Weighted loss of each sample of one shape, [B], in one forward pass."""
         t = batch["timesteps"]
         noisy = self.objective.noisy(batch)  # [B, C, h, w]
-        prediction = predict(self.trained["unet"], noisy, t, text, batch["sizes"])
+        with self.part("UNet"):
+            prediction = predict(self.trained["unet"], noisy, t, text, batch["sizes"])
         target = self.target(batch, noisy)  # [B, C, h, w]
         per_sample = self.objective.per_sample(prediction, target, t, batch["mask"])
         per_sample = batch["weight"] * per_sample
@@ -131,7 +135,8 @@ class DreamBoothModule(pl.LightningModule):
         if self.teacher is None or not len(places):
             return target
         sizes, prompts = batch["sizes"][places], batch["prior_prompts"]
-        taught = self.teacher(noisy[places], t[places], prompts, sizes)
+        with self.part("frozen base"):
+            taught = self.teacher(noisy[places], t[places], prompts, sizes)
         return target.index_copy(0, places, taught.to(target.dtype))
 
     def encode(self, prompts: list[str]) -> TextEmbedding:
@@ -230,13 +235,18 @@ class DreamBoothModule(pl.LightningModule):
             if callable(change := getattr(optimizer, mode, None)):
                 change()
 
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        with self.part("backward"):
+            super().backward(loss, *args, **kwargs)
+
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step; a skipped one leaves no trace in the optimizer.
 
         While the identifiers' rows are trained alone, the others stay what they were.
         """
         before = [counts_of(optimizer) for optimizer in self.trainer.optimizers]
-        super().optimizer_step(*args, **kwargs)
+        with self.part("optimizer"):  # forward and backward pass and clipping are inside
+            super().optimizer_step(*args, **kwargs)
         if self.guard.skipped:
             for optimizer, counts in zip(self.trainer.optimizers, before, strict=True):
                 restore_counts(optimizer, counts)
@@ -279,6 +289,11 @@ class DreamBoothModule(pl.LightningModule):
 
         Without gradients the optimizer changes nothing: so a step that is not finite is skipped.
         """
+        with self.part("clipping"):
+            self._clip(optimizer, gradient_clip_val)
+        self.weights_are_whole = False
+
+    def _clip(self, optimizer: torch.optim.Optimizer, most: float | None) -> None:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         gradients = [p.grad for p in parameters if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
@@ -292,9 +307,8 @@ class DreamBoothModule(pl.LightningModule):
             for parameter in parameters:
                 parameter.grad = None
             self.trainer.should_stop |= self.guard.hopeless is not None
-        elif gradient_clip_val:
-            torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, self.gradient_norm)
-        self.weights_are_whole = False
+        elif most:
+            torch.nn.utils.clip_grads_with_norm_(parameters, most, self.gradient_norm)
 
     def _any_process(self, skipped: bool) -> bool:
         """Whether any process says so. Norms are equal everywhere; losses, which a scaler has us

@@ -88,7 +88,7 @@ def test_numbers_stand_beside_the_base(whole: Path) -> None:
 
 
 def test_metrics_csv_and_curves_have_a_line_per_evaluated_step(whole: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
+    from tensorboard.backend.event_processing.event_accumulator import (
         EventAccumulator,
     )
 

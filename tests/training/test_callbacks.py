@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from pytorch_lightning.loggers import TensorBoardLogger
 from rich.console import Console
-from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
+from tensorboard.backend.event_processing.event_accumulator import (
     EventAccumulator,
 )
 

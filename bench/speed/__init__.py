@@ -1,0 +1,1 @@
+"""Speed and memory beside diffusers' own script and pipeline, and beside the bare networks."""

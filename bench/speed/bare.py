@@ -1,0 +1,176 @@
+"""The limits: the networks' own calls, on tensors in memory; and what else runs in its own process.
+
+    python -m bench.speed.bare WHAT BASE [NUMBER ...]
+
+Each prints one line of JSON.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ldm.models.base import BaseModel, load_base
+from ldm.models.precision import autocast
+from ldm.models.unet import predict
+
+PROMPTS = ("a drawing of sks robot", "a drawing of a robot")
+
+
+def step(base: BaseModel, steps: int, samples: int, pixels: int, precision: str) -> dict[str, Any]:
+    """Forward, backward and fused AdamW of UNet and text encoder; half of each prompt's samples.
+
+    The two prompts are encoded once each, as that is all the work there is.
+    """
+    networks = (base.unet, base.text_encoder)
+    for network in networks:
+        network.requires_grad_(True).train()
+    weights = [weight for network in networks for weight in network.parameters()]
+    optimizer = torch.optim.AdamW(weights, lr=1e-6, fused=True)
+    side = pixels // base.latent_factor
+    noisy = torch.randn(samples, base.latent_channels, side, side)
+    target, t = torch.randn_like(noisy), torch.randint(0, 1000, (samples,))
+    prompts = [PROMPTS[place * 2 // samples] for place in range(samples)]
+
+    def once() -> None:
+        with autocast(torch.device("cpu"), precision):
+            text = base.text.encode(prompts, "cpu")
+            prediction = predict(base.unet, noisy, t, text, None)
+        (prediction - target).pow(2).mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return {"seconds": _median(once, steps)}
+
+
+def draw(base: BaseModel, count: int, batch: int, steps: int) -> dict[str, Any]:
+    """UNet and VAE calls of `count` guided pictures, `batch` at a time, without a sampler."""
+    side = base.default_resolution // base.latent_factor
+    latents = torch.randn(batch, base.latent_channels, side, side)
+    text = base.text.encode([PROMPTS[1]] * batch + [""] * batch, "cpu")
+    double = torch.cat([latents, latents])
+
+    def once() -> None:
+        for moment in range(steps):
+            predict(base.unet, double, 900 - moment, text, None)
+        base.vae.decode(latents)
+
+    with torch.no_grad():
+        once()
+        began = time.perf_counter()
+        for _ in range(-(-count // batch)):
+            once()
+    return {"seconds": time.perf_counter() - began}
+
+
+def one_pass(base: BaseModel, rounds: int, batch: int) -> dict[str, Any]:
+    """Both predictions of guidance in one call of the UNet, and in two."""
+    side = base.default_resolution // base.latent_factor
+    latents = torch.randn(batch, base.latent_channels, side, side)
+    text = base.text.encode([PROMPTS[1]] * batch + [""] * batch, "cpu")
+    double = torch.cat([latents, latents])
+
+    def two() -> None:
+        predict(base.unet, latents, 500, text[:batch], None)
+        predict(base.unet, latents, 500, text[batch:], None)
+
+    calls: list[Callable[[], object]] = [lambda: predict(base.unet, double, 500, text, None), two]
+    times: list[list[float]] = [[], []]
+    with torch.no_grad():
+        for call in calls * 2:
+            call()
+        for _ in range(rounds):
+            for place, call in enumerate(calls):
+                began = time.perf_counter()
+                call()
+                times[place].append(time.perf_counter() - began)
+    ratios = [two_calls / one for one, two_calls in zip(*times, strict=True)]
+    return {"one": statistics.median(times[0]), "two": statistics.median(times[1]),
+            "ratio": statistics.median(ratios)}  # fmt: skip
+
+
+def ours(base: BaseModel, rounds: int, batch: int, steps: int, scale: float) -> dict[str, Any]:
+    """The project's own sampling, dpmpp_2m."""
+    from ldm.sampling.generate import generate
+
+    def once() -> None:
+        list(
+            generate(
+                base,
+                [PROMPTS[1]] * batch,
+                range(batch),
+                steps=steps,
+                scale=scale,
+                sampler="dpmpp_2m",
+                batch=batch,
+            )
+        )
+
+    return {"seconds": _median(once, rounds, warm=1)}
+
+
+def pipeline(source: str, rounds: int, batch: int, steps: int, scale: float) -> dict[str, Any]:
+    """diffusers' StableDiffusionPipeline with the same solver."""
+    from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline.from_pretrained(source, torch_dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
+
+    def once() -> None:
+        generators = [torch.Generator().manual_seed(seed) for seed in range(batch)]
+        pipe(
+            [PROMPTS[1]] * batch,
+            num_inference_steps=steps,
+            guidance_scale=scale,
+            generator=generators,
+        )
+
+    return {"seconds": _median(once, rounds, warm=1)}
+
+
+def start(source: str) -> dict[str, Any]:
+    """Import what training imports, and load the base: the least before a first step."""
+    import pytorch_lightning  # noqa: F401
+    from torch.utils.tensorboard import SummaryWriter  # noqa: F401
+
+    load_base(source)
+    return {}
+
+
+def _median(once: Callable[[], None], rounds: int, warm: int = 3) -> float:
+    for _ in range(warm):
+        once()
+    times = []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        once()
+        times.append(time.perf_counter() - began)
+    return statistics.median(times)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=("step", "draw", "one_pass", "ours", "pipeline", "start"))
+    parser.add_argument("base")
+    parser.add_argument("numbers", nargs="*", type=float)
+    parser.add_argument("--precision", default="fp32")
+    args = parser.parse_intermixed_args()
+    numbers = [int(number) if number.is_integer() else number for number in args.numbers]
+    call: Callable[..., dict[str, Any]] = globals()[args.what]
+    if args.what in ("pipeline", "start"):
+        found = call(args.base, *numbers)
+    elif args.what == "step":
+        steps, samples, pixels = map(int, args.numbers)
+        found = step(load_base(args.base), steps, samples, pixels, args.precision)
+    else:
+        found = call(load_base(args.base), *numbers)
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

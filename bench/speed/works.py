@@ -1,0 +1,164 @@
+"""What is compared, and what each comparison has to give."""
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from bench.speed import contenders
+from bench.speed.contenders import Place
+from bench.speed.measure import Numbers, in_turn, ratio_of
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison; ratio is peer / ours where more is better, ours / peer where less is."""
+
+    work: str
+    against: str
+    ours: float
+    peer: float
+    unit: str
+    ratio: float
+    target: float | None
+    at_least: bool  # the target is a least, else a most
+
+    @property
+    def met(self) -> bool | None:
+        if self.target is None:
+            return None
+        return self.ratio >= self.target if self.at_least else self.ratio <= self.target
+
+
+def _row(
+    work: str,
+    against: str,
+    pair: tuple[Sequence[Numbers], Sequence[Numbers]],
+    unit: str,
+    target: float | None,
+    at_least: bool,
+    key: str = "seconds",
+) -> Row:
+    """pair: what the project and its peer gave, round by round."""
+    ours, peer = pair
+    ratio = ratio_of(peer, ours, key) if at_least else ratio_of(ours, peer, key)
+    our, their = (statistics.median(one[key] for one in side) for side in pair)
+    return Row(work, against, our, their, unit, ratio, target, at_least)
+
+
+def training(place: Place, rounds: int, tell: Tell) -> list[Row]:
+    """A step of the full fine-tune with text encoder, 4 + 4 samples, fp32."""
+    who: dict[str, Callable[[], Numbers]] = {
+        "ours": lambda: contenders.ours(place),
+        "bare": lambda: contenders.bare(place, "step", contenders.STEPS, 8, 64),
+    }
+    if place.checkout:
+        who["script"] = lambda: contenders.theirs(place)
+    found = in_turn(who, rounds, tell)
+    name = "training step, 64 px, 4 + 4, fp32"
+    bare = (found["ours"], found["bare"])
+    rows = [
+        _row(name, "bare networks", bare, "s", 0.95, True),
+        _row(f"peak memory, {name}", "bare networks", bare, "GiB", 1.05, False, "peak_gib"),
+    ]
+    if place.checkout:
+        peer, script = "diffusers' script", (found["ours"], found["script"])
+        rows += [
+            _row(name, peer, script, "s", None, True),
+            _row(f"peak memory, {name}", peer, script, "GiB", 0.7, False, "peak_gib"),
+        ]
+    return rows
+
+
+def class_images(place: Place, rounds: int, tell: Tell, count: int = 48) -> list[Row]:
+    """Class images: dpmpp_2m, 12 steps, 16 at a time, beside the base's own, 50 steps, 4."""
+    settings = (16, 12)  # batch and steps of configs/dreambooth.yaml
+    who: dict[str, Callable[[], Numbers]] = {
+        "ours": lambda: contenders.our_class_images(place, count),
+        "bare": lambda: contenders.bare(place, "draw", count, *settings),
+    }
+    if place.checkout:
+        who["script"] = lambda: contenders.their_class_images(place, count)
+    found = in_turn(who, rounds, tell)
+    name = f"{count} class images"
+    rows = [_row(name, "bare networks", (found["ours"], found["bare"]), "s", 1.05, False)]
+    if place.checkout:
+        script = (found["ours"], found["script"])
+        rows.append(_row(name, "diffusers' script", script, "s", 4, True))
+        for who_made, folder in (("ours", "our"), ("script", "their")):
+            seen = contenders.oracle_says(place.folder / f"{folder}_class_images")
+            tell(f"{who_made}: {seen['robots']:.0%} of {seen['n']:.0f} are robots by the oracle, "
+                 f"{seen['nothing']:.0%} nothing known")  # fmt: skip
+    return rows
+
+
+def sampling(place: Place, rounds: int, tell: Tell) -> list[Row]:
+    """dpmpp_2m, 25 steps, guidance 5, 8 pictures at a time; one pass of guidance against two."""
+    numbers = (3, 8, 25, 5.0)  # repetitions in a process, batch, steps, guidance scale
+    who: dict[str, Callable[[], Numbers]] = {
+        "ours": partial(contenders.bare, place, "ours", *numbers),
+        "pipeline": partial(contenders.bare, place, "pipeline", *numbers),
+    }
+    found = in_turn(who, rounds, tell)
+    passes = [contenders.bare(place, "one_pass", 20, 8) for _ in range(rounds)]
+    one, two = (
+        statistics.median(numbers[name] for numbers in passes) for name in ("one", "two")
+    )  # seconds of a prediction
+    ratio = statistics.median(numbers["ratio"] for numbers in passes)
+    pair = (found["ours"], found["pipeline"])
+    return [
+        _row("8 pictures, 25 steps", "StableDiffusionPipeline", pair, "s", 1, True),
+        Row("guidance in one pass, batch 8", "in two passes", one, two, "s", ratio, None, True),
+    ]
+
+
+def start(place: Place, rounds: int, tell: Tell) -> list[Row]:
+    """To the first step, with everything cached; --help and a mistake in the configuration."""
+    contenders.first_step(place)  # fills the caches
+    wrong = ["main.py", "--base", "configs/dreambooth.yaml", "training.step=1"]
+    lines: dict[str, list[str]] = {
+        "help": ["main.py", "--help"],
+        "mistake": wrong,
+        "torch": ["-c", "import torch"],
+    }
+    who: dict[str, Callable[[], Numbers]] = {
+        name: partial(contenders.command_line, place, words) for name, words in lines.items()
+    }
+    who["first"] = lambda: contenders.first_step(place)
+    who["bare"] = lambda: {"seconds": contenders.bare(place, "start")["whole"]}
+    found = in_turn(who, rounds, tell)
+    pairs = {name: (found[name], found["torch"]) for name in ("help", "mistake")}
+    first = (found["first"], found["bare"])
+    return [
+        _row("command to first step", "imports and loading the base", first, "s", 1.3, False),
+        _row("main.py --help", "import torch", pairs["help"], "s", 0.2, False),
+        _row("a mistake in a key", "import torch", pairs["mistake"], "s", 0.2, False),
+    ]
+
+
+def growth(place: Place, rounds: int, tell: Tell) -> list[Row]:
+    """Steps after a save; memory and time as steps grow."""
+    _, folder = contenders.train(place, "training.save_every=20", "snapshots.every=20", steps=120)
+    seconds = contenders.column(folder, "seconds")
+    peak = contenders.column(folder, "peak_memory_gib")
+    after = statistics.median(seconds[place] for place in range(20, 120, 20))
+    usual = statistics.median(seconds[WARM:])
+    early, late = statistics.median(seconds[10:40]), statistics.median(seconds[90:])
+    return [
+        Row("step after a save", "other steps", after, usual, "s", after / usual, 1.05, False),
+        Row("step 91 to 120", "step 11 to 40", late, early, "s", late / early, 1.05, False),
+        Row("peak memory, step 120", "step 40", peak[-1], peak[39], "GiB", peak[-1] / peak[39],
+            1.02, False),
+    ]  # fmt: skip
+
+
+WARM = contenders.WARM
+GROUPS: dict[str, Callable[[Place, int, Tell], list[Row]]] = {
+    "training": training,
+    "class_images": class_images,
+    "sampling": sampling,
+    "start": start,
+    "growth": growth,
+}
