@@ -223,7 +223,7 @@ def test_ranks_by_timestep_are_the_runs_alone(
         with merged(trained.adapters):
             torch.testing.assert_close(predict(whole), predict(trained.base), rtol=0, atol=1e-5)
     args = sample.parse(["--run", str(run), "--snapshot", "last", "--prompt", "a dog"])
-    predictions = [predict(sample.from_run(args, torch.float32).base)]
+    predictions = [predict(sample.source_of(args, torch.float32).base)]
     config = read_config(run)
     config.evaluation = Evaluation(oracle=None)
     ready = prepare(config)
