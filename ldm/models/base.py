@@ -2,6 +2,7 @@
 
 import copy
 import logging
+from collections.abc import Container
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -197,16 +198,19 @@ def _add_second_encoder(
     base.zero_empty_prompt = zeroes_empty_prompt(folder)
 
 
-def frozen_copy(base: BaseModel) -> BaseModel:
-    """Return a copy of all parts, in eval mode without gradients, that shares nothing.
+def frozen_copy(base: BaseModel, shared: Container[str] = ()) -> BaseModel:
+    """Return a copy of all parts but `shared` ("vae", "text_encoder", ...), in eval mode without
+    gradients.
 
     To be taken before training changes `base`: exactly what is in memory is copied, for the files
-    on disk may be others by now. Another thread may use it, its tokenizers too (one that two
-    threads use at once fails with "Already borrowed").
+    on disk may be others by now. Another thread may use what is not shared, its tokenizers too (one
+    that two threads use at once fails with "Already borrowed").
     """
-    made = copy.deepcopy(base)
-    for part in (*made.networks.values(), made.vae):
-        part.requires_grad_(False).eval()
+    parts = {**base.networks, "vae": base.vae}
+    made = copy.deepcopy(base, {id(parts[name]): parts[name] for name in parts if name in shared})
+    for name, part in {**made.networks, "vae": made.vae}.items():
+        if name not in shared:
+            part.requires_grad_(False).eval()
     return made
 
 

@@ -65,5 +65,6 @@ class FrozenPrediction:
     def _embedding(self, prompt: str) -> TextEmbedding:
         """Embedding of each prompt alone, so that its value does not depend on its company."""
         if prompt not in self._embeddings:
+            self.text.to(self.unet.device)  # where it has been put aside
             self._embeddings[prompt] = self.text.encode([prompt], self.unet.device)
         return self._embeddings[prompt]

@@ -32,12 +32,13 @@ from ldm.run.folder import is_first_process, read_config, read_facts
 from ldm.run.job import Job
 from ldm.run.loggers import build_loggers
 from ldm.run.measuring import Measuring
-from ldm.run.prepare import Prepared
+from ldm.run.prepare import Prepared, untrained
 from ldm.run.resume import end_of
 from ldm.run.settings import as_trained, filled, grid_seeds, grid_settings, sampling_settings
 from ldm.sampling.generate import generate
 from ldm.sampling.grid import labelled_grid
 from ldm.training import (
+    Aside,
     Average,
     DreamBoothModule,
     Evaluations,
@@ -127,6 +128,7 @@ def build_callbacks(
         evaluations.append(Evaluations(run, every, metrics, *own))
     return [
         *([Profile(run, profiled_from(config))] if config.profile else []),
+        Aside(put_aside(config, ready)),
         interrupt,
         metrics,
         TrainingProgress(metrics),
@@ -143,6 +145,12 @@ def build_callbacks(
         *evaluations,
         resume_state,
     ]
+
+
+def put_aside(config: Config, ready: Prepared) -> dict[str, nn.Module]:
+    """What training does not need on the device."""
+    networks = {"vae": ready.base.vae, **ready.base.networks}
+    return {name: networks[name] for name in untrained(config) if name in networks}
 
 
 def profiled_from(config: Config) -> int:

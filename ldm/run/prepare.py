@@ -98,11 +98,20 @@ def prepare(config: Config, to_train: bool = True) -> Prepared:
     _tell_of_unused_masks(config, pictures)
     tiny = config.samples.vae if to_train else None
     tiny_vae = load_tiny_vae(tiny, base.vae) if tiny else None
-    frozen = frozen_copy(base) if to_train and needs_frozen_copy(config) else None
+    frozen = None
+    if to_train and needs_frozen_copy(config):
+        frozen = frozen_copy(base, () if prior and prior.images == "live" else untrained(config))
     adapters = adapters_of(config, base)  # the copy stays without
     return Prepared(
         base, subjects, own, resolution, heldout, frozen, instruments, adapters, tiny_vae
     )
+
+
+def untrained(config: Config) -> list[str]:
+    """The networks that no step of training changes."""
+    model = config.model
+    trained = model.train_text_encoder or config.training.pivotal > 0
+    return ["vae"] if trained else ["vae", "text_encoder", "text_encoder_2"]
 
 
 def _tell_of_unused_masks(config: Config, pictures: list[Path]) -> None:

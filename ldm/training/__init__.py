@@ -1,5 +1,6 @@
 """Training: the Lightning module, its optimizer, and what happens around its steps."""
 
+from ldm.training.aside import Aside
 from ldm.training.average import Average
 from ldm.training.callbacks import Interrupt, Interrupted, ResumeState, Snapshots
 from ldm.training.evaluation import Evaluations
@@ -13,6 +14,7 @@ from ldm.training.samples import SampleGrid
 from ldm.training.trainer import make_trainer
 
 __all__ = [
+    "Aside",
     "Average",
     "DreamBoothModule",
     "Evaluations",

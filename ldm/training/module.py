@@ -146,6 +146,7 @@ class DreamBoothModule(pl.LightningModule):
             return self.text.encode(prompts, self.device)
         for prompt in dict.fromkeys(prompts):
             if prompt not in self._embeddings:  # alone: a value must not depend on its company
+                self.text.to(self.device)  # where it has been put aside
                 with torch.no_grad():
                     self._embeddings[prompt] = self.text.encode([prompt], self.device)
         return TextEmbedding.cat([self._embeddings[prompt] for prompt in prompts])
