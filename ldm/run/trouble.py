@@ -5,36 +5,49 @@ import importlib.util
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import torch
 
-from ldm.config import Config
+from ldm.config import Config, load_config
 from ldm.config.checks import combination_problems
 from ldm.config.ranges import range_problems, value_at
+from ldm.models.base import frozen_copy
 from ldm.run import memory
+from ldm.run.adapters import adapters_of
 from ldm.run.device import precision_of
 from ldm.run.memory import GIB
-from ldm.run.prepare import Prepared
+from ldm.run.prepare import Prepared, needs_frozen_copy
 from ldm.run.resume import MAY_CHANGE
+from ldm.run.trained import frozen_dtype
+from ldm.run.watermark import copy_of
 from ldm.training.optim import PACKAGES
 
 SHOWN = 3
+ROOT, LORA = Path(__file__).parents[2], "configs/lora.yaml"
 
 
 @dataclass
 class Option:
-    """One key=value that needs less memory."""
+    """Something on the command line that needs less memory."""
 
-    key: str
-    value: str  # as on the command line
+    changes: dict[str, Any]  # dotted key -> value
     cost: str
-    config: Config
-    ready: Prepared
+    overlay: str = ""  # that makes these changes, where it is a file
     saved: float = 0.0  # GiB, predicted
 
     def __str__(self) -> str:
-        return f"{self.key}={self.value}"
+        shown = {
+            key: str(value).lower() if isinstance(value, bool) else value
+            for key, value in self.changes.items()
+        }
+        return self.overlay or " ".join(f"{key}={value}" for key, value in shown.items())
+
+    @property
+    def may_change_on_resume(self) -> bool:
+        return all(key.startswith(tuple(MAY_CHANGE)) for key in self.changes)
 
 
 def out_of_memory_message(config: Config, ready: Prepared, error: BaseException) -> str:
@@ -46,6 +59,7 @@ def out_of_memory_message(config: Config, ready: Prepared, error: BaseException)
             f"out of memory while pictures were drawn ({what}): {key}={batch} at once; "
             f"give {key}={batch // 2}, which gives the same pictures but for rounding"
         )
+    config, ready = _with(config, ready)
     lines = [
         f"out of memory while training ({what})",
         f"  tried: {_tried(config, ready)}",
@@ -58,9 +72,9 @@ def out_of_memory_message(config: Config, ready: Prepared, error: BaseException)
     for number, option in enumerate(options, start=1):
         lines.append(f"  {number}. {option}: {option.saved:.2f} GiB less; {option.cost}")
     if len(options) > 1:
-        left = memory.memory_bytes(*_all_of(config, ready, options)) / GIB
+        left = memory.memory_bytes(*_with(config, ready, *options)) / GIB
         lines.append(f"  with all of them: {left:.2f} GiB")
-    others = [str(option) for option in options if not option.key.startswith(tuple(MAY_CHANGE))]
+    others = [str(option) for option in options if not option.may_change_on_resume]
     if others:
         lines.append(f"  --resume does not take {', '.join(others)}: start a new run for that")
     return "\n".join(lines)
@@ -73,57 +87,67 @@ def best_options(config: Config, ready: Prepared) -> list[Option]:
     """
     before, found = memory.memory_bytes(config, ready), []
     for option in _options(config, ready):
-        after = memory.memory_bytes(option.config, option.ready)
+        changed = _changed(config, option)
+        if [*range_problems(changed), *combination_problems(changed)]:
+            continue
+        after = memory.memory_bytes(*_with(config, ready, option))
         option.saved = round((before - after) / GIB, 2)
-        problems = [*range_problems(option.config), *combination_problems(option.config)]
-        if after < before and not problems:
+        if after < before:
             found.append(option)
-    found.sort(key=lambda option: (option.key == "data.resolution", -option.saved))
+    found.sort(key=lambda option: ("data.resolution" in option.changes, -option.saved))
     return found[:SHOWN]
 
 
 def _options(config: Config, ready: Prepared) -> Iterator[Option]:
     """What is not set yet, the least harmful first."""
-    training, model = config.training, config.model
-
-    def option(key: str, value: object, cost: str, resolution: int = ready.resolution) -> Option:
-        changed = replace(ready, resolution=resolution)
-        shown = str(value).lower() if isinstance(value, bool) else str(value)
-        return Option(key, shown, cost, _with(config, key, value), changed)
-
+    training, model, adapter = config.training, config.model, config.adapter
+    half = {"training.precision": "bf16-mixed"} if precision_of(config) == "fp32" else {}
     if (passes := _most_passes(config)) > training.accumulate:
         cost = "the same result but for rounding, some time"
-        yield option("training.accumulate", passes, cost)
+        yield Option({"training.accumulate": passes}, cost)
     if not model.gradient_checkpointing:
         cost = "the same result but for rounding, a step takes about a third longer"
-        yield option("model.gradient_checkpointing", True, cost)
-    if precision_of(config) == "fp32":
-        yield option("training.precision", "bf16-mixed", "less exact, faster on most GPUs")
+        yield Option({"model.gradient_checkpointing": True}, cost)
+    if half:
+        yield Option(half, "less exact, faster on most GPUs")
+    if adapter and adapter.frozen == "full":
+        cost = "the base's own weights are rounded once"
+        yield Option({**half, "adapter.frozen": "half"}, cost)
     if training.optimizer != "adamw_8bit" and not training.optimizer_arguments:
         package = PACKAGES["adamw_8bit"]
         needs = "" if importlib.util.find_spec(package) else f" (pip install {package})"
-        yield option("training.optimizer", "adamw_8bit", f"Adam's moments in 8 bits{needs}")
+        yield Option({"training.optimizer": "adamw_8bit"}, f"Adam's moments in 8 bits{needs}")
+    if not adapter:
+        cost = "a LoRA is trained in place of all weights, at rates of its own (docs/adapters.md)"
+        yield Option({"adapter": load_config([ROOT / LORA], []).adapter}, cost, LORA)
     if model.train_text_encoder:
         cost = "the text encoder stays as it is: less of a likeness"
-        yield option("model.train_text_encoder", False, cost)
+        yield Option({"model.train_text_encoder": False}, cost)
     smaller = int(0.75 * ready.resolution) // ready.base.multiple * ready.base.multiple
     if smaller > 0:
-        yield option("data.resolution", smaller, "less detail; the last resort", smaller)
+        yield Option({"data.resolution": smaller}, "less detail; the last resort")
 
 
-def _with(config: Config, key: str, value: object) -> Config:
+def _changed(config: Config, *options: Option) -> Config:
     changed = copy.deepcopy(config)
-    section, _, name = key.rpartition(".")
-    setattr(value_at(changed, section), name, value)
+    for key, value in (change for option in options for change in option.changes.items()):
+        section, _, name = key.rpartition(".")
+        setattr(value_at(changed, section) if section else changed, name, value)
     return changed
 
 
-def _all_of(config: Config, ready: Prepared, options: list[Option]) -> tuple[Config, Prepared]:
-    for option in options:
-        config = _with(config, option.key, value_at(option.config, option.key))
-        if option.key == "data.resolution":
-            ready = option.ready
-    return config, ready
+def _with(config: Config, ready: Prepared, *options: Option) -> tuple[Config, Prepared]:
+    """The configuration with these options; what `prepare` would make of it, without content."""
+    config = _changed(config, *options)
+    base, adapters = copy_of(ready.base, ready.adapters, "meta")
+    for adapter in adapters.values():
+        adapter.take_out()
+    base.to("meta", frozen_dtype(config))
+    frozen = frozen_copy(base) if needs_frozen_copy(config) else None
+    resolution = config.data.resolution or ready.resolution
+    own = adapters_of(config, base)
+    changed = replace(ready, base=base, frozen=frozen, adapters=own, resolution=resolution)
+    return config, changed
 
 
 def _most_passes(config: Config) -> int:
@@ -144,6 +168,8 @@ def _tried(config: Config, ready: Prepared) -> str:
     if config.prior:
         samples += f" + {config.prior.batch // passes} class images"
     trained = "UNet and text encoder" if config.model.train_text_encoder else "UNet"
+    if config.adapter:
+        trained = f"{config.adapter.kind} of rank {config.adapter.rank} in {trained}"
     checkpointing = ", gradient checkpointing" if config.model.gradient_checkpointing else ""
     return (
         f"{ready.resolution} pixels, {samples} per forward pass, {precision_of(config)}, "

@@ -155,21 +155,20 @@ def _fakes() -> Iterator[Callable[..., tuple[BaseModel, Mapping[str, Adapter]]]]
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with FakeTensorMode(allow_non_fake_inputs=True):
-
-        def fake(
-            base: BaseModel, adapters: Mapping[str, Adapter] = MappingProxyType({})
-        ) -> tuple[BaseModel, Mapping[str, Adapter]]:
-            known = {id(tensor): _alike(tensor) for tensor in _tensors(base)}
-            networks, own = copy.deepcopy(
-                ({"vae": base.vae, **base.networks}, dict(adapters)), known
-            )
-            return replace(base, **networks), own
-
-        yield fake
+        yield copy_of
 
 
-def _alike(tensor: Tensor) -> Tensor:
-    made = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
+def copy_of(
+    base: BaseModel, adapters: Mapping[str, Adapter] = MappingProxyType({}), device: str = "cpu"
+) -> tuple[BaseModel, Mapping[str, Adapter]]:
+    """A base and the adapters in it, of the same forms on `device` ("meta" has no content)."""
+    known = {id(tensor): _alike(tensor, device) for tensor in _tensors(base)}
+    networks, own = copy.deepcopy(({"vae": base.vae, **base.networks}, dict(adapters)), known)
+    return replace(base, **networks), own
+
+
+def _alike(tensor: Tensor, device: str) -> Tensor:
+    made = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
     if not isinstance(tensor, nn.Parameter):
         return made
     return nn.Parameter(made, requires_grad=tensor.requires_grad)

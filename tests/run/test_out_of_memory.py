@@ -9,17 +9,18 @@ from typing import Any
 import pytest
 import torch
 
-from ldm.config import Config, load_config
-from ldm.run import memory
+from ldm.config import Config, load_config, split_command_line
+from ldm.run import memory, trouble
 from ldm.run.memory import GIB
 from ldm.run.prepare import Prepared, prepare
 from ldm.run.trouble import best_options, out_of_memory_message
 from ldm.training import DreamBoothModule
-from tests.workspace import MAIN_JOB, Workspace
+from tests.workspace import Workspace
 
 ERROR = torch.OutOfMemoryError(
     "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 7.93 GiB."
 )
+HALF = "training.precision=bf16-mixed adapter.frozen=half"
 
 
 @pytest.fixture
@@ -27,9 +28,9 @@ def place(tmp_path: Path, tiny_base_folder: Callable[[str], Path]) -> Workspace:
     return Workspace(tmp_path, tiny_base_folder("eps"))
 
 
-def prepared(place: Workspace, **settings: object) -> tuple[Config, Prepared]:
-    words = place.words(prior__batch=4, training__batch=8, **settings)
-    config = load_config([MAIN_JOB], words[2:])
+def prepared(place: Workspace, *more: str, **settings: object) -> tuple[Config, Prepared]:
+    words = place.words(*more, prior__batch=4, training__batch=8, **settings)
+    config = load_config(*split_command_line(words[1:]))
     return config, prepare(config)
 
 
@@ -48,6 +49,10 @@ def known_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         needed += {"fp32": 3.0, "bf16-mixed": 4.0 - 4.0}.get(training.precision, 0.0)
         needed += 2.0 if training.optimizer == "adamw" else 0.0
         needed += 5.0 if model.train_text_encoder else 0.0
+        if config.adapter is None:
+            needed += 6.5
+        elif config.adapter.frozen == "full":
+            needed += 2.5
         return int((needed + 30.0 * ready.resolution / 32) * GIB)
 
     monkeypatch.setattr(memory, "memory_bytes", modelled)
@@ -65,13 +70,13 @@ def test_the_three_that_help_most(place: Workspace, known_memory: None) -> None:
     assert "Tried to allocate 2.00 GiB" in lines[0]
     tried = "32 pixels, 8 pictures + 4 class images per forward pass, fp32, "
     assert lines[1] == f"  tried: {tried}UNet and text encoder trained with adamw"
-    assert lines[2] == "  predicted: 65.00 GiB"
+    assert lines[2] == "  predicted: 71.50 GiB"
     assert [re.findall(r"([\d.]+) GiB less", line) for line in lines[4:7]] == [
         ["15.00"],
         ["5.00"],
         ["5.00"],
     ]
-    assert lines[7] == "  with all of them: 40.00 GiB"
+    assert lines[7] == "  with all of them: 46.50 GiB"
     assert "--resume does not take model.train_text_encoder=false" in lines[8]
 
 
@@ -80,13 +85,27 @@ def test_only_what_is_not_set_already(place: Workspace, known_memory: None) -> N
     config, ready = prepared(place, **done)
     assert shown(config, ready) == [
         "model.train_text_encoder=false",
+        "configs/lora.yaml",
         "training.precision=bf16-mixed",
-        "training.optimizer=adamw_8bit",
     ]
     done |= {"model__train_text_encoder": "false", "training__precision": "bf16-mixed"}
     config, ready = prepared(place, **done)
     smaller = f"data.resolution={ready.resolution * 3 // 4}"
-    assert shown(config, ready) == ["training.optimizer=adamw_8bit", smaller], "the last resort"
+    others = ["configs/lora.yaml", "training.optimizer=adamw_8bit"]
+    assert shown(config, ready) == [*others, smaller], "the last resort"
+
+
+def test_an_adapter_leaves_the_base_in_half_precision(place: Workspace, known_memory: None) -> None:
+    done = {"training__accumulate": 4, "adapter__rank": 2, "model__train_text_encoder": "false"}
+    config, ready = prepared(place, **done)
+    message = out_of_memory_message(config, ready, ERROR)
+    assert f"1. {HALF}: 5.50 GiB less" in message
+    assert "lora of rank 2 in UNet trained with adamw" in message
+    assert f"--resume does not take {HALF}, " in message
+    config, ready = prepared(place, training__precision="bf16-mixed", **done)
+    assert "adapter.frozen=half" in shown(config, ready)
+    done |= {"training__precision": "bf16-mixed", "adapter__frozen": "half"}
+    assert not {"adapter.frozen=half", "configs/lora.yaml"} & set(shown(*prepared(place, **done)))
 
 
 def test_nothing_is_offered_that_would_be_refused(place: Workspace, known_memory: None) -> None:
@@ -97,17 +116,33 @@ def test_nothing_is_offered_that_would_be_refused(place: Workspace, known_memory
     assert not any("accumulate" in option for option in shown(config, ready))
 
 
-def test_every_number_is_the_plans(place: Workspace) -> None:
+@pytest.mark.parametrize(
+    ("settings", "looked_at"),
+    [
+        ({}, ["configs/lora.yaml"]),
+        (
+            {"adapter__kind": "dora", "adapter__rank": 2, "training__pivotal": 0.5},
+            ["model.train_text_encoder=false", HALF],
+        ),
+    ],
+)
+def test_every_number_is_the_plans(
+    place: Workspace,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: dict[str, object],
+    looked_at: list[str],
+) -> None:
     """As --dry-run would show it with the option given."""
-    config, ready = prepared(place)
+    monkeypatch.setattr(trouble, "GIB", 1)  # so small a model's savings are no GiB
+    config, ready = prepared(place, prior__target="base", **settings)
+    few = [option for option in trouble._options(config, ready) if str(option) in looked_at]
+    monkeypatch.setattr(trouble, "_options", lambda *_: few)
     options = best_options(config, ready)
-    assert len(options) == 3
+    assert sorted(map(str, options)) == sorted(looked_at)
     before = memory.memory_bytes(config, ready)
     for option in options:
-        given = {str(option).partition("=")[0].replace(".", "__"): option.value}
-        after = memory.memory_bytes(*prepared(place, **given))
-        assert after < before
-        assert option.saved == pytest.approx((before - after) / GIB, abs=0.006)
+        given = prepared(place, *str(option).split(), prior__target="base", **settings)
+        assert option.saved == before - memory.memory_bytes(*given) > 0
 
 
 def test_smaller_pictures_are_what_the_base_can_make(place: Workspace) -> None:
@@ -115,11 +150,12 @@ def test_smaller_pictures_are_what_the_base_can_make(place: Workspace) -> None:
     sizes = {}
     for resolution in (8, 16, 40, 64):
         found = best_options(config, replace(ready, resolution=resolution))
-        sizes[resolution] = [o.value for o in found if o.key == "data.resolution"]
+        own = [option.changes.get("data.resolution") for option in found]
+        sizes[resolution] = [value for value in own if value]
     multiple = ready.base.multiple
     for resolution, values in sizes.items():
         for value in values:
-            assert int(value) % multiple == 0 and 0 < int(value) < resolution
+            assert value % multiple == 0 and 0 < value < resolution
 
 
 def raised_in(function: Callable[[], Any]) -> BaseException:
