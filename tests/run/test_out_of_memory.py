@@ -147,15 +147,11 @@ def test_every_number_is_the_plans(
 
 def test_smaller_pictures_are_what_the_base_can_make(place: Workspace) -> None:
     config, ready = prepared(place)
-    sizes = {}
-    for resolution in (8, 16, 40, 64):
-        found = best_options(config, replace(ready, resolution=resolution))
-        own = [option.changes.get("data.resolution") for option in found]
-        sizes[resolution] = [value for value in own if value]
-    multiple = ready.base.multiple
-    for resolution, values in sizes.items():
-        for value in values:
-            assert value % multiple == 0 and 0 < value < resolution
+    assert ready.base.multiple == 8
+    for resolution, smaller in ((8, []), (16, [8]), (40, [24]), (64, [48])):
+        options = trouble._options(config, replace(ready, resolution=resolution))
+        found = [option.changes.get("data.resolution") for option in options]
+        assert [value for value in found if value] == smaller
 
 
 def raised_in(function: Callable[[], Any]) -> BaseException:
