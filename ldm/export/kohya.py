@@ -7,16 +7,17 @@ https://github.com/Stability-AI/ModelSpec.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ldm.errors import UserError
 from ldm.export.lora import TensorFile, with_layers
 from ldm.models.adapters import Adapter
-from ldm.models.files.keys import Kind, original_layers
+from ldm.models.adapters.kohya import layer_names
+from ldm.models.files.keys import Kind
 from ldm.models.files.single_file import ABOUT
 
 # Of a UNet's kind: what sd-scripts and ModelSpec call it.
@@ -64,22 +65,6 @@ def scale_of(layer: Any) -> float:
     """What the product of a layer's factors is multiplied by: alpha / rank, or what is for it."""
     (scale,) = layer.scaling.values()
     return float(scale)
-
-
-def layer_names(
-    network: str, module: nn.Module, layers: Iterable[str], kind: Kind
-) -> dict[str, str]:
-    """Of each layer `lora_unet_...`, `lora_te_...`; of SDXL `lora_te1_...` and `lora_te2_...`."""
-    layers, number = list(layers), ""
-    paths = {layer: layer for layer in layers}
-    if network != "unet":
-        paths = {layer: "text_model." + layer.removeprefix("text_model.") for layer in layers}
-    elif kind == "sdxl":
-        paths = original_layers(module.state_dict(), layers)
-    if kind == "sdxl" and network != "unet":
-        number = "2" if network.endswith("_2") else "1"
-    prefix = "lora_unet" if network == "unet" else f"lora_te{number}"
-    return {layer: f"{prefix}_{path.replace('.', '_')}" for layer, path in paths.items()}
 
 
 def _layer_tensors(state: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from ldm.errors import UserError
 from ldm.export import diffusers_files, embedding_file, kohya_file, write_files
-from ldm.export.kohya import layer_names
 from ldm.export.lora import LORA_METADATA, TensorFile
 from ldm.models.adapters import Adapter, add_adapters
+from ldm.models.adapters.files import add_lora_files
+from ldm.models.adapters.kohya import layer_names
 from ldm.models.base import BaseModel, load_base
 from ldm.models.files.keys import original_layers
 from scripts import export
@@ -319,6 +320,35 @@ def test_several_files_are_added_with_weights(
         torch.testing.assert_close(tensor, expected[key], rtol=0, atol=1e-5)
 
 
+def test_dora_in_kohyas_naming_is_read_back(tiny_base_folder: TinyFolder, tmp_path: Path) -> None:
+    """Whole and by half; and with numbers for columns, which LyCORIS' older files have."""
+    folder, file = tiny_base_folder("eps"), tmp_path / "dora.safetensors"
+    trained, adapters, _ = adapted(folder, "dora")
+    written = kohya_file(adapters, "sd1", ABOUT)
+    write_files(tmp_path, {file.name: written}, torch.float32)
+    for adapter in adapters.values():
+        adapter.merge()
+    start = load_base(folder)
+    for share in (1.0, 0.5):
+        base = load_base(folder)
+        add_lora_files(base, [(file, share)])
+        for name, network in networks_of(base).items():
+            before, after = (networks_of(b)[name].state_dict() for b in (start, trained))
+            for key, tensor in network.state_dict().items():
+                wanted = before[key] + share * (after[key] - before[key])
+                torch.testing.assert_close(tensor, wanted, rtol=0, atol=1e-5)
+    full, layer = "lora_unet_conv_in", start.unet.conv_in
+    tensors = {key: t for key, t in written.tensors.items() if key.startswith(f"{full}.")}
+    up, down = (tensors[f"{full}.lora_{one}.weight"].double() for one in ("up", "down"))
+    tensors[f"{full}.dora_scale"] = torch.arange(1.0, 5.0).reshape(1, 4, 1, 1)
+    write_files(tmp_path, {file.name: TensorFile(tensors)}, torch.float32)
+    changed = layer.weight.double() + 0.5 * torch.einsum("or,rihw->oihw", up[:, :, 0, 0], down)
+    add_lora_files(start, [(file, 1.0)])
+    for place in range(4):
+        wanted = (place + 1) * changed[:, place] / changed[:, place].square().sum().sqrt()
+        torch.testing.assert_close(layer.weight[:, place].double(), wanted, rtol=0, atol=1e-5)
+
+
 def test_files_that_do_not_fit(
     tiny_base_folder: TinyFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -326,17 +356,17 @@ def test_files_that_do_not_fit(
     torch.manual_seed(0)
     unet = xl_unet()
     wide = add_adapters({"unet": unet}, settings_of("lora"))
-    _, dora, _ = adapted(folder, "dora")
+    dora = add_adapters({"unet": xl_unet()}, settings_of("dora"))
     files: dict[str, TensorFile | str | bytes] = {
         "xl.safetensors": kohya_file(wide, "sdxl", ABOUT),
-        "dora.safetensors": kohya_file(dora, "sd1", ABOUT),
+        "dora.safetensors": kohya_file(dora, "sdxl", ABOUT),
         "text.safetensors": "no tensors",
     }
     write_files(tmp_path, files, torch.float32)
     words = ["--model", str(folder), "--format", "diffusers", "--out", str(tmp_path / "out")]
     for name, said in {
         "xl": "does not fit",
-        "dora": "it is of a kind (as DoRA in kohya's naming)",
+        "dora": "it is of a kind or for a model that is not read here",
         "text": "no readable safetensors file",
         "none": "no such file; give a LoRA as FILE or FILE:WEIGHT",
     }.items():

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from ldm.errors import UserError
+from ldm.models.adapters.kohya import add_dora
 from ldm.models.base import BaseModel
 from ldm.models.pipeline import pipeline_of
 
@@ -17,28 +18,35 @@ log = logging.getLogger(__name__)
 def add_lora_files(base: BaseModel, files: Sequence[tuple[Path, float]]) -> None:
     """Add LoRA files, each times a weight, to the weights of UNet and text encoders, in place.
 
-    In diffusers' or kohya's naming, as diffusers reads them. UserError: a file that cannot be read,
-    is for another architecture, or of which some tensors would not be used.
+    In diffusers' or kohya's naming, as diffusers reads them; DoRA in kohya's by `add_dora`.
+    UserError: a file that cannot be read, is for another architecture, or of which some tensors
+    would not be used.
     """
-    pipeline = pipeline_of(base)
-    for place, (path, weight) in enumerate(files):
-        name = f"lora{place}"
+    for path, weight in files:
         given = _tensor_names(path)
+        dora = any(name.endswith(".dora_scale") for name in given)
         try:
-            pipeline.load_lora_weights(path.parent, weight_name=path.name, adapter_name=name)
+            used = add_dora(base, path, weight) if dora else _add_by_diffusers(base, path, weight)
         except Exception as error:  # the library raises whatever its readers do
             reason = str(error).strip().splitlines() or [type(error).__name__]
             raise UserError(f"{path} does not fit {base.source}: {reason[0]}") from error
-        used = _used(base, name)
         if used != len(given):
             raise UserError(
                 f"{path}: of its {len(given)} tensors {used} have a place in {base.source}; it is "
-                "of a kind (as DoRA in kohya's naming) or for a model that is not read here"
+                "of a kind or for a model that is not read here"
             )
-        pipeline.set_adapters(name, weight)
-        pipeline.fuse_lora(adapter_names=[name])
-        pipeline.unload_lora_weights()
         log.info("%s added, times %g", path, weight)
+
+
+def _add_by_diffusers(base: BaseModel, path: Path, weight: float) -> int:
+    """Return how many of the file's tensors had a place."""
+    pipeline, name = pipeline_of(base), "lora"
+    pipeline.load_lora_weights(path.parent, weight_name=path.name, adapter_name=name)
+    used = _used(base, name)
+    pipeline.set_adapters(name, weight)
+    pipeline.fuse_lora(adapter_names=[name])
+    pipeline.unload_lora_weights()
+    return used
 
 
 def _tensor_names(path: Path) -> list[str]:
