@@ -142,6 +142,7 @@ def _with(config: Config, ready: Prepared, *options: Option) -> tuple[Config, Pr
     base, adapters = copy_of(ready.base, ready.adapters, "meta")
     for adapter in adapters.values():
         adapter.take_out()
+        vars(adapter.network).pop("peft_config", None)  # peft warns of a second adapter
     base.to("meta", frozen_dtype(config))
     frozen = frozen_copy(base) if needs_frozen_copy(config) else None
     resolution = config.data.resolution or ready.resolution
