@@ -66,6 +66,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     add("--device", help="cuda, cuda:1, xpu, mps, cpu (default: what there is)")
     levels = "fast: all networks on the device; small: one at a time; auto: small where needed"
     add("--memory", choices=MEMORY, default="auto", help=f"{levels} (default: auto)")
+    add("--quantize", choices=("int8", "nf4"), help="the UNet's linear weights, to 8 or 4 bits")
     add("--dtype", choices=DTYPES, help="of UNet and text encoders (default: fp16 on cuda and xpu)")
     add("--out", type=Path, metavar="FOLDER", help="where the pictures go")
     add_choices(parser)
@@ -216,7 +217,10 @@ def sample(args: argparse.Namespace) -> list[Path]:
     import torch
 
     from ldm.run.device import device_of
-    from ldm.run.memory import place_to_draw
+    from ldm.run.placing import Drawing, check_package, place_to_draw
+
+    if args.quantize:
+        check_package(args.quantize)
 
     device = device_of(args.device)
     usual = "fp16" if device.type in ("cuda", "xpu") else "fp32"
@@ -231,7 +235,9 @@ def sample(args: argparse.Namespace) -> list[Path]:
     sides = (args.width or source.resolution, args.height or source.resolution)
     guided = sampling.scale != 1
     count = min(sampling.batch, args.n * len(prompts))
-    place_to_draw(source.base, device, max(sides), count, guided, args.memory)
+    drawing = Drawing(max(sides), count, guided)
+    way = place_to_draw(source.base, device, drawing, args.memory, args.quantize)
+    source.provenance["quantize"] = way.quantized
     return make_pictures(args, source, prompts, sampling)
 
 

@@ -1,22 +1,17 @@
 """Whether a run fits its device: the most memory of training and of drawing, before they begin."""
 
 import itertools
-import logging
 from collections.abc import Sequence
 
 import psutil
 import torch
 
 from ldm.config import Config
-from ldm.models.base import BaseModel
 from ldm.models.trainable import prepare_training
 from ldm.run.device import precision_of
 from ldm.run.prepare import Prepared
 from ldm.run.subjects import class_prompts
-from ldm.run.watermark import Need, Pass, drawing_bytes, training_need, weights_bytes
-from ldm.sampling.saving import save_memory
-
-log = logging.getLogger(__name__)
+from ldm.run.watermark import Need, Pass, drawing_bytes, training_need
 
 GIB = 2**30
 # Bytes that an optimizer keeps for each trained parameter; Adafactor's rows and columns are few.
@@ -69,30 +64,6 @@ def device_bytes(config: Config) -> int | None:
     if config.trainer.accelerator not in ("auto", "cpu"):
         return None
     return psutil.virtual_memory().total
-
-
-def place_to_draw(
-    base: BaseModel, device: torch.device, pixels: int, batch: int, guided: bool, memory: str
-) -> None:
-    """Put `base`, which lies on the CPU, where it is to draw, and say in the log why so.
-
-    pixels: of a side (the longer one); memory: "fast" has all networks on the device, "small" one
-    at a time, "auto" decides by what is predicted and what is free.
-    """
-    if memory == "auto":
-        needed = weights_bytes(base) + drawing_bytes(base, pixels, batch, guided)
-        free = free_bytes(device)
-        memory = "small" if free is not None and needed > free else "fast"
-        if memory == "small":
-            log.info(
-                "about %.1f GiB are needed and %.1f free: one network at a time is on %s "
-                "(--memory small); a lower --batch needs less",
-                *(needed / GIB, (free or 0) / GIB, device),
-            )
-    if memory == "small":
-        save_memory(base, device)
-    else:
-        base.to(device)
 
 
 def free_bytes(device: torch.device) -> int | None:

@@ -45,6 +45,11 @@ class Watermark(TorchDispatchMode):
         self._count(leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor))
         return result
 
+    def restart(self) -> int:
+        """The peak so far; from here on another one is looked for."""
+        peak, self.peak = self.peak, self.now
+        return peak
+
     def _count(self, tensors: Iterable[Tensor]) -> None:
         for tensor in tensors:
             storage = tensor.untyped_storage()
@@ -108,25 +113,37 @@ def training_need(
     return Need(always + mark.peak, always + mark.now)
 
 
-def weights_bytes(base: BaseModel) -> int:
-    """Bytes of all networks' weights, as they are now."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(base))
-
-
 def drawing_bytes(base: BaseModel, resolution: int, batch: int, guided: bool) -> int:
     """The most that drawing `batch` pictures at once takes beside the networks' weights."""
-    rows = batch * (2 if guided else 1)
+    return max(drawing_stages(base, resolution, batch, guided).values())
+
+
+def drawing_stages(
+    base: BaseModel, resolution: int, batch: int, guided: bool, sliced: bool = False
+) -> dict[str, int]:
+    """The same for each kind of network by itself: "text_encoder", "unet" and "vae".
+
+    sliced: the VAE decodes one picture at a time, and larger ones than it was made for in tiles.
+    """
+    rows, most = batch * (2 if guided else 1), {}
     with _fakes() as fake:
         model, _ = fake(base)
-        with Watermark() as mark, torch.no_grad():
+        if sliced:
+            model.vae.enable_slicing()
+            model.vae.enable_tiling()
+        with Watermark(_tensors(model)) as mark, torch.no_grad():
+            weights = mark.now
             noise = _latents(model, rows, resolution)
             text = model.text.encode([f"{row}" for row in range(rows)], "cpu")
             sizes = sizes_of_whole(resolution, resolution, rows)
+            most["text_encoder"] = mark.restart()
             clean = predict(model.unet, noise, 0, text, sizes)
             del text, noise
+            most["unet"] = mark.restart()
             at_once = max(1, PIXELS_AT_ONCE // resolution**2)
             model.vae.decode(clean[: min(batch, at_once)])
-    return mark.peak
+            most["vae"] = mark.restart()
+    return {name: peak - weights for name, peak in most.items()}
 
 
 def _train(

@@ -126,6 +126,15 @@ def test_half_precision_is_near(tiny_base_folder: TinyFolder, tmp_path: Path, dt
     assert np.abs(pixels(half[0]) - pixels(exact[1])).mean() > 10  # another seed is far
 
 
+def test_quantised_weights_are_told_of(tiny_base_folder: TinyFolder, tmp_path: Path) -> None:
+    words = ["--model", tiny_base_folder("v"), "--prompt", "a dog", "--n", "1", "--steps", "1"]
+    (plain,), _ = sampled(tmp_path / "plain", *words)
+    (four_bits,), _ = sampled(tmp_path / "nf4", *words, "--quantize", "nf4")
+    assert read_settings(plain)["quantize"] is None
+    assert read_settings(four_bits)["quantize"] == "nf4"
+    assert np.abs(pixels(plain) - pixels(four_bits)).max() > 0
+
+
 def test_earlier_pictures_are_kept(tiny_base_folder: TinyFolder, tmp_path: Path) -> None:
     words = ["--model", tiny_base_folder("v"), "--prompt", "a dog", "--n", "2", "--steps", "1"]
     first, _ = sampled(tmp_path, *words)
