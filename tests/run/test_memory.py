@@ -84,7 +84,7 @@ def test_a_training_step_takes_what_was_predicted(
 
 
 def test_drawing_takes_what_was_predicted(tiny_base_folder: Base) -> None:
-    base, side = load_base(tiny_base_folder("eps")), 4 * TINY_RESOLUTION
+    base, side = load_base(tiny_base_folder("eps")), TINY_RESOLUTION  # weights would show
 
     @torch.no_grad()
     def draw() -> None:

@@ -1,5 +1,6 @@
 """Drawing with one network on the device at a time."""
 
+import importlib.util
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,7 @@ def test_the_first_way_that_fits_is_taken(
         assert choose_way(base, gpu, drawing, "small") == ways[-1]
         assert "may still not fit" in caplog.text
     assert choose_way(base, gpu, drawing, "auto", "int8") == ways[2]
-    monkeypatch.setattr(placing.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert choose_way(base, gpu, drawing, "auto") == ways[1]
     with pytest.raises(UserError, match="--quantize nf4 needs the package bitsandbytes"):
         check_package("nf4")
