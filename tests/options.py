@@ -63,7 +63,7 @@ OPTIONS: dict[str, tuple[object, ...]] = {
     "subjects": ("one", "two"),
 }
 # What excludes what, and why it has to.
-EXCLUDED: list[dict[str, object]] = [
+EXCLUDED: list[Mapping[str, object]] = [
     {"prior": "subject", "prior__target": "data"},  # its own pictures would be the class
     {"prior": "null", "prior__target": "base"},  # nothing to predict
     {"prior": "null", "prior__weight_end": 0.5},

@@ -45,7 +45,7 @@ class QuantisedLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., in] -> [..., out]."""
-        output: Tensor = _Product.apply(input, self)  # type: ignore[no-untyped-call]
+        output: Tensor = _Product.apply(input, self)
         return output
 
 
@@ -58,7 +58,7 @@ class _Product(torch.autograd.Function):
         return F.linear(input, layer.weight, layer.bias)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return (gradient @ ctx.layer.weight).to(ctx.dtype), None
 
 

@@ -39,7 +39,12 @@ def test_few_bits_are_kept_and_no_weight_waits_for_the_backward_pass(bits: Bits)
     assert each == {"int8": 8.25, "nf4": 4.5}[bits]
     assert packed.weight.dtype == torch.bfloat16
     kept: list[torch.Tensor] = []
-    look = torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t)
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor)
+        return tensor
+
+    look = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
     with look, torch.autocast("cpu", torch.bfloat16):
         output = packed(torch.randn(3, 64, requires_grad=True))
     assert output.dtype == torch.bfloat16
