@@ -34,11 +34,12 @@ from ldm.models.files.architectures import NAMES, SCHEDULER, known_configs
 from ldm.models.files.keys import Kind
 from ldm.models.files.networks import empty_network
 from ldm.models.pipeline import pipeline_of
+from ldm.models.quantised import quantise
 from ldm.run.adapters import adapters_of
 from ldm.run.memory import GIB, memory_bytes
 from ldm.run.prepare import Prepared, needs_frozen_copy
 from ldm.run.subjects import find_inputs
-from ldm.run.trained import frozen_dtype, load_trained
+from ldm.run.trained import base_dtype, frozen_bits, load_trained
 from tests.conftest import TINY_WORDS, tiny_tokenizer
 from tests.workspace import MAIN_JOB
 
@@ -50,17 +51,25 @@ OVERLAYS: dict[str, tuple[Kind, str]] = {
     "sdxl": ("sdxl", "configs/sdxl.yaml"),
 }
 LORA = "configs/lora.yaml"
+FUSED = "training.fused_backward=true training.gradient_clip=null"
 # On top of a base's overlay, which has checkpointing and one subject and one class sample a step.
 ROWS = (
     "training.precision=fp32",
     "training.precision=bf16-mixed",
     "training.precision=bf16-mixed training.optimizer=adamw_8bit",
     "training.precision=bf16-mixed training.optimizer=adafactor",
+    f"training.precision=bf16-mixed training.optimizer=adafactor {FUSED}",
+    "training.precision=bf16-mixed training.weights=bf16",
+    "training.precision=bf16-mixed training.weights=bf16 training.optimizer=adafactor",
+    f"training.precision=bf16-mixed training.weights=bf16 training.optimizer=adafactor {FUSED}",
     "training.precision=bf16-mixed training.optimizer=adamw_8bit prior=null",
+    "training.precision=bf16-mixed training.optimizer=paged_adamw_8bit prior=null",
     "training.precision=bf16-mixed model.gradient_checkpointing=false",
     f"{LORA} training.precision=fp32",
     f"{LORA} training.precision=bf16-mixed",
     f"{LORA} training.precision=bf16-mixed adapter.frozen=half",
+    f"{LORA} training.precision=bf16-mixed adapter.frozen=int8",
+    f"{LORA} training.precision=bf16-mixed adapter.frozen=nf4",
     f"{LORA} training.precision=bf16-mixed model.train_text_encoder=false",
 )
 
@@ -119,7 +128,9 @@ def configured(name: str, words: list[str]) -> Config:
 def predicted(name: str, words: list[str]) -> float:
     """GiB of a training step."""
     config, base = configured(name, words), base_of(OVERLAYS[name][0], "meta")
-    base.to("meta", frozen_dtype(config))
+    base.to("meta", base_dtype(config))
+    if bits := frozen_bits(config):
+        quantise(base, bits)
     frozen = replace(base) if needs_frozen_copy(config) else None
     resolution = config.data.resolution or base.default_resolution
     ready = Prepared(base, list(find_inputs(config)), [], resolution, [], frozen)

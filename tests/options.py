@@ -15,10 +15,12 @@ OPTIONS: dict[str, tuple[object, ...]] = {
     "adapter": ("null", *KINDS),
     "adapter__dropout": (0.0, 0.2),
     "adapter__conv": ("false", "true"),
-    "adapter__frozen": ("full", "half"),
+    "adapter__frozen": ("full", "half", "nf4"),
     "adapter__text_encoder_rank": ("null", 2),
     "adapter__timestep_rank": ("null", 2),
     "training__precision": ("fp32", "bf16-mixed", "16-mixed"),
+    "training__weights": ("fp32", "bf16"),
+    "training__fused_backward": ("false", "true"),
     "training__accumulate": (1, 2),
     "training__schedule": ("constant", "linear", "cosine"),
     "training__gradient_clip": (1.0, "null"),
@@ -61,7 +63,7 @@ OPTIONS: dict[str, tuple[object, ...]] = {
     "subjects": ("one", "two"),
 }
 # What excludes what, and why it has to.
-EXCLUDED: list[dict[str, object]] = [
+EXCLUDED: list[Mapping[str, object]] = [
     {"prior": "subject", "prior__target": "data"},  # its own pictures would be the class
     {"prior": "null", "prior__target": "base"},  # nothing to predict
     {"prior": "null", "prior__weight_end": 0.5},
@@ -76,12 +78,32 @@ EXCLUDED: list[dict[str, object]] = [
     # nothing uses these
     {"adapter": "null", "adapter__dropout": 0.2},
     {"adapter": "null", "adapter__conv": "true"},
-    {"adapter": "null", "adapter__frozen": "half"},
-    {"training__precision": "fp32", "adapter__frozen": "half"},  # what is in half is computed so
+    # what is in half is computed so
+    *({"training__precision": "fp32", "adapter__frozen": way} for way in ("half", "nf4")),
+    *({"adapter": "null", "adapter__frozen": way} for way in ("half", "nf4")),
     {"adapter": "null", "adapter__text_encoder_rank": 2},
     {"adapter": "null", "adapter__timestep_rank": 2},
     # these have no components that could be left out
     *({"adapter": kind, "adapter__timestep_rank": 2} for kind in KINDS if kind != "lora"),
+    # they step one weight at a time, the second before there is the whole gradient
+    *(
+        {key: on, "training__optimizer": optimizer}
+        for key, on in (("training__weights", "bf16"), ("training__fused_backward", "true"))
+        for optimizer in ("prodigy", "schedule_free_adamw", "torch.optim:SGD")
+    ),
+    # an adapter's weights are few
+    *({"training__weights": "bf16", "adapter": kind} for kind in KINDS),
+    *({"training__weights": "bf16", "adapter__frozen": way} for way in ("half", "nf4")),
+    {"training__weights": "bf16", "adapter__dropout": 0.2},
+    {"training__weights": "bf16", "adapter__conv": "true"},
+    {"training__weights": "bf16", "adapter__text_encoder_rank": 2},
+    {"training__weights": "bf16", "adapter__timestep_rank": 2},
+    {"training__weights": "bf16", "training__precision": "fp32"},  # computed with as it is kept
+    {"training__weights": "bf16", "training__precision": "16-mixed"},
+    {"training__fused_backward": "true", "training__precision": "16-mixed"},
+    {"training__fused_backward": "true", "training__gradient_clip": 1.0},
+    {"training__fused_backward": "true", "training__accumulate": 2},
+    {"training__fused_backward": "true", "training__pivotal": 0.5},
     # it finds one rate for everything
     {"training__optimizer": "prodigy", "training__text_encoder_learning_rate": 1e-4},
 ]

@@ -9,7 +9,9 @@ from PIL import ImageColor
 from ldm.config.schema import Config
 
 STRATEGIES = ("auto", "ddp")
-OPTIMIZERS = ("adamw", "adamw_8bit", "adafactor", "prodigy", "schedule_free_adamw", "lion")
+# Those that can step one weight without the others.
+ALONE = ("adamw", "adamw_8bit", "paged_adamw_8bit", "adafactor", "lion")
+OPTIMIZERS = (*ALONE, "prodigy", "schedule_free_adamw")
 
 
 def combination_problems(config: Config) -> Iterator[str]:
@@ -19,6 +21,7 @@ def combination_problems(config: Config) -> Iterator[str]:
     yield from _more_subjects_problems(config)
     yield from _prior_problems(config)
     yield from _training_problems(config)
+    yield from _stepping_problems(config)
     if config.data.enlarge and config.data.aspect == "square":
         yield (
             "data.enlarge=true: is about data.aspect=buckets, squares are enlarged without it; "
@@ -65,10 +68,10 @@ def _adapter_problems(config: Config) -> Iterator[str]:
                 f"adapter.timestep_rank={smallest}: must be less than "
                 f"adapter.rank={adapter.rank}, half of it is usual; or leave it null"
             )
-    if adapter.frozen == "half" and config.training.precision == "fp32":
+    if adapter.frozen != "full" and config.training.precision == "fp32":
         yield (
-            "adapter.frozen=half: the base's weights in half precision want to be computed with in "
-            "it; set training.precision=bf16-mixed (or 16-mixed), or adapter.frozen=full"
+            f"adapter.frozen={adapter.frozen}: the base is computed with in half precision then; "
+            "set training.precision=bf16-mixed (or 16-mixed), or adapter.frozen=full"
         )
     if not config.model.train_text_encoder:
         for key in ("text_encoder_rank", "text_encoder_alpha"):
@@ -129,6 +132,53 @@ def _training_problems(config: Config) -> Iterator[str]:
         )
     if config.ema.decay >= 1:
         yield f"ema.decay={config.ema.decay}: must be less than 1, or the average never moves"
+
+
+def _stepping_problems(config: Config) -> Iterator[str]:
+    """What weights in bfloat16 and an optimizer in the backward pass do not go with."""
+    training = config.training
+    for key, on in {
+        "training.weights=bf16": training.weights == "bf16",
+        "training.fused_backward=true": training.fused_backward,
+    }.items():
+        if on and training.optimizer not in ALONE:
+            yield (
+                f"{key}: steps one weight at a time, which training.optimizer="
+                f"{training.optimizer} is not known to bear; take one of {', '.join(ALONE)}"
+            )
+    if training.weights == "bf16":
+        if config.adapter:
+            yield (
+                "training.weights=bf16: an adapter's weights are few; leave it fp32, and set "
+                "adapter.frozen=half (or int8, nf4) for the base's"
+            )
+        if training.precision in ("fp32", "16-mixed"):
+            yield (
+                f"training.weights=bf16: is computed with in bfloat16, not training.precision="
+                f"{training.precision}; set bf16-mixed"
+            )
+    if training.fused_backward:
+        for key, value, off, why in (
+            ("gradient_clip", training.gradient_clip, None, "needs the whole gradient first"),
+            ("accumulate", training.accumulate, 1, "needs all passes' gradients first"),
+            ("pivotal", training.pivotal, 0, "keeps some rows of a gradient"),
+        ):
+            if value != off:
+                shown = "null" if off is None else off
+                yield (
+                    f"training.fused_backward=true: training.{key}={value} {why}; set "
+                    f"training.{key}={shown}, or fused_backward=false"
+                )
+        if training.precision == "16-mixed":
+            yield (
+                "training.fused_backward=true: training.precision=16-mixed scales gradients, and "
+                "needs all of them to find its scale; set bf16-mixed"
+            )
+        if config.trainer.strategy == "ddp" or config.trainer.nodes > 1:
+            yield (
+                "training.fused_backward=true: several processes take the mean of their gradients "
+                "first; set trainer.strategy=auto, trainer.nodes=1 and trainer.devices=1"
+            )
 
 
 def _evaluation_problems(config: Config) -> Iterator[str]:

@@ -40,7 +40,7 @@ class Adapter:
     targets: list[str] = field(default_factory=list)  # layers and blocks; []: attention everywhere
     timestep_rank: int | None = None  # the UNet's at the noisiest timestep; None: the whole at all
     timestep_rank_power: float = 1.0  # how fast it falls
-    frozen: Literal["full", "half"] = "full"  # half: the base's own weights
+    frozen: Literal["full", "half", "int8", "nf4"] = "full"  # the base's own weights
 
 
 @dataclass
@@ -121,6 +121,8 @@ class Training:
     warmup: int = 0  # steps in which the learning rate rises
     gradient_clip: float | None = 1.0  # largest gradient norm; None: unbounded
     precision: Literal["auto", "fp32", "bf16-mixed", "16-mixed"] = "auto"
+    weights: Literal["fp32", "bf16"] = "fp32"  # what is trained is kept in; bf16: half the memory
+    fused_backward: bool = False  # each weight is stepped once its gradient is there
     optimizer: str = "adamw"  # see checks.OPTIMIZERS, or module:Class
     optimizer_arguments: dict[str, Any] = field(default_factory=dict)
     text_encoder_stop: float = 1.0  # share of the steps after which the text encoder is frozen

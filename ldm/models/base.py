@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+    from ldm.models.quantised import Bits
+
 log = logging.getLogger(__name__)
 
 
@@ -34,7 +36,8 @@ class BaseModel:
 
     `fingerprint` is a sha256 over every file that was loaded, `vae_fingerprint` over the VAE's
     only (latents depend on nothing else). SDXL has a second tokenizer and text encoder;
-    zero_empty_prompt: see `TextEncoders`; reading: how prompts are read.
+    zero_empty_prompt: see `TextEncoders`; reading: how prompts are read; bits: of linear layers,
+    where `quantise` has put them into few.
     """
 
     tokenizer: "CLIPTokenizer"
@@ -49,6 +52,7 @@ class BaseModel:
     text_encoder_2: "CLIPTextModelWithProjection | None" = None
     zero_empty_prompt: bool = False
     reading: Reading = USUAL
+    bits: "Bits | None" = None
 
     @property
     def networks(self) -> dict[str, nn.Module]:

@@ -16,7 +16,7 @@ class WeightAverage:
     at first, so that the start is soon forgotten, then longer (k-diffusion's and diffusers'
     warm-up, https://github.com/crowsonkb/k-diffusion; 2/3 for a million steps, 3/4 for fewer).
     modules: what is trained, by name; of each the parameters that require gradients now are
-    averaged, on their own device. The modules themselves are only read.
+    averaged, in no less than float32, on their own device. The modules themselves are only read.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class WeightAverage:
             for name, module in modules.items()
         }
         self.average: dict[str, dict[str, Tensor]] = {
-            name: {key: weight.detach().clone() for key, weight in weights.items()}
+            name: {key: _at_least_float32(weight).clone() for key, weight in weights.items()}
             for name, weights in self._weights.items()
         }
 
@@ -47,11 +47,10 @@ class WeightAverage:
         """Take the weights after optimizer step `step` (from 1) into the average."""
         for name, weights in self._weights.items():
             averaged = self.average[name]
-            current = [weight.detach() for weight in weights.values()]
-            for key, weight in zip(averaged, current, strict=True):
+            for key, weight in weights.items():
                 if averaged[key].device != weight.device:  # the module has moved since
                     averaged[key] = averaged[key].to(weight.device)
-            torch._foreach_lerp_(list(averaged.values()), current, 1 - self.decay_at(step))
+                averaged[key].lerp_(_at_least_float32(weight), 1 - self.decay_at(step))
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """The averages by module and parameter, not copied."""
@@ -62,3 +61,8 @@ class WeightAverage:
         for name, averaged in self.average.items():
             for key, tensor in averaged.items():
                 tensor.copy_(state[name][key])
+
+
+def _at_least_float32(weight: Tensor) -> Tensor:
+    """In bfloat16 a share of a thousandth would be lost."""
+    return weight.detach().to(torch.promote_types(weight.dtype, torch.float32))

@@ -35,6 +35,7 @@ from ldm.run.measuring import Measuring
 from ldm.run.prepare import Prepared, untrained
 from ldm.run.resume import end_of
 from ldm.run.settings import as_trained, filled, grid_seeds, grid_settings, sampling_settings
+from ldm.run.trained import trained_dtype
 from ldm.sampling.generate import generate
 from ldm.sampling.grid import labelled_grid
 from ldm.training import (
@@ -74,6 +75,7 @@ def build_job(config: Config, ready: Prepared, run: Path, start: ResumePoint | N
         config.model.gradient_checkpointing,
         embedding=config.training.pivotal > 0,
         adapters=ready.adapters,
+        dtype=trained_dtype(config),
     )
     first_steps = config.training.steps
     if start:  # config.yaml is that of the last start; of the first one run.json knows
@@ -91,6 +93,12 @@ def build_job(config: Config, ready: Prepared, run: Path, start: ResumePoint | N
         if config.evaluation and config.evaluation.every:
             trainer.strategy._timeout = MEASURING  # the others wait for the one that measures
     check_shares(config, trainer.world_size)
+    if config.training.fused_backward and trainer.world_size > 1:
+        raise UserError(
+            f"training.fused_backward=true: trainer.devices={config.trainer.devices} are "
+            f"{trainer.world_size} processes, which take the mean of their gradients first; set "
+            "trainer.devices=1"
+        )
     tokens = (ready.resolution // ready.base.latent_factor) ** 2  # no bucket has more
     for networks in filter(None, (ready.base, ready.frozen)):
         choose_attention(networks.unet, trainer.strategy.root_device, tokens)
@@ -242,6 +250,7 @@ def optimizer_settings(config: Config) -> OptimizerSettings:
         optimizer=name,
         arguments=training.optimizer_arguments,
         custom=partial(instantiate, name) if ":" in name else None,
+        fused_backward=training.fused_backward,
     )
     make_optimizer([{"params": [nn.Parameter(torch.zeros(2, 2))]}], settings)  # before any work
     return settings

@@ -13,18 +13,13 @@ from ldm.data.dataset import Pictures, Source, TrainingSet
 from ldm.data.latents import Latents, Transform, encode_pictures
 from ldm.data.masks import with_masks
 from ldm.models.base import BaseModel
-from ldm.run.plan import prior_folder
+from ldm.run.plan import class_settings, prior_folder
 from ldm.run.prepare import Prepared
 from ldm.run.progress import counted, logged
 from ldm.run.subjects import class_prompts
 from ldm.run.transform import bucket_line, square_transform, subject_transform
 from ldm.sampling.live import LiveClassImages, Ring
-from ldm.sampling.prior import (
-    ClassImageMaker,
-    class_image_settings,
-    class_images,
-    make_class_images,
-)
+from ldm.sampling.prior import ClassImageMaker, class_images, make_class_images
 from ldm.training import Interrupt
 
 log = logging.getLogger(__name__)
@@ -142,8 +137,7 @@ class RunData(pl.LightningDataModule):
         ]
 
     def _maker(self, base: BaseModel, prior: Prior, prompt: str) -> ClassImageMaker:
-        size = self.ready.resolution
-        settings = class_image_settings(prior.seed, prior.scale, prior.steps, prior.sampler, size)
+        settings = class_settings(prior, self.ready)
         return ClassImageMaker(base, prompt, settings, prior.sampling_batch)
 
     def _made(self, prior: Prior, prompt: str, device: torch.device) -> list[Path]:

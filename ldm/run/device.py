@@ -25,17 +25,18 @@ def precision_of(config: Config) -> str:
     """`training.precision`; "auto" is what a run's device has instructions for."""
     if config.training.precision != "auto":
         return config.training.precision
-    return native_precision(_kind_of_device(config))
+    return native_precision(kind_of_device(config))
 
 
 def autocast_dtype(config: Config) -> torch.dtype | None:
     """What is computed in where that is not float32. Lightning makes bf16 of 16-mixed on CPUs."""
     dtype = AUTOCAST[precision_of(config)]
-    on_cpu = dtype is torch.float16 and _kind_of_device(config) == "cpu"
+    on_cpu = dtype is torch.float16 and kind_of_device(config) == "cpu"
     return torch.bfloat16 if on_cpu else dtype
 
 
-def _kind_of_device(config: Config) -> str:
+def kind_of_device(config: Config) -> str:
+    """What a run computes on: "cpu", "cuda", ..."""
     accelerator = config.trainer.accelerator
     if accelerator == "auto":
         return device_of(None).type

@@ -32,7 +32,7 @@ from ldm.run.results import (
     write_result,
 )
 from ldm.run.settings import as_trained, weights_of
-from ldm.run.trained import frozen_dtype, load_trained, load_untouched
+from ldm.run.trained import base_dtype, load_trained, load_untouched
 from ldm.training.metrics import fill_rows
 
 log = logging.getLogger(__name__)
@@ -60,6 +60,8 @@ class Measuring:
         self, device: torch.device, step: int
     ) -> tuple[dict[str, float], dict[str, float]]:
         """Measure the weights as they are, which the snapshot of `step` holds; refresh results.
+
+        (Where the base is quantised, the snapshot's adapters in the whole base.)
 
         Of a snapshot that is no longer kept, return what was measured of it before. Return numbers
         for metrics.csv and for the loggers. UserError: no such snapshot and no such numbers, or it
@@ -112,9 +114,15 @@ class Measuring:
     def _measure(self, step: int, manifest: dict[str, Any], device: torch.device) -> Measured:
         evaluator = self._evaluator_on(device)
         evaluator.base()  # loads the untouched weights, and lets go of them
-        model = as_trained(self.config, self.ready.base.to(device))
-        weights = weights_of(manifest, self.ready.base.fingerprint)
-        with merged(exactly_mergeable(self.ready.adapters)):  # faster
+        base, adapters, dtype = self.ready.base, self.ready.adapters, None
+        if base.bits:  # nothing can be added to these; an export has the whole base as well
+            trained, dtype = load_trained(self.run, str(step)), base_dtype(self.config)
+            base, adapters = trained.base, dict(trained.adapters)
+        else:
+            base.to(device)
+        weights = weights_of(manifest, base.fingerprint)
+        with merged(exactly_mergeable(adapters)):  # faster
+            model = as_trained(self.config, base.to(device, dtype))
             return evaluator.measure(step_name(step), model, weights, f"step {step}")
 
     def _write(self, device: torch.device, last: int) -> dict[str, Any]:
@@ -130,10 +138,10 @@ class Measuring:
     def loaded(self, step: int, device: torch.device) -> Iterator[Loaded]:
         """Inside, the model with the snapshot of a step in it, adapters merged.
 
-        In full precision, too, where training keeps the base's weights in half.
+        In full precision, too, where training keeps the base's weights in less.
         """
         base, adapters = self.ready.base, self.ready.adapters
-        if frozen_dtype(self.config) == torch.float32:
+        if base_dtype(self.config) == torch.float32:
             told = load_snapshot(self._snapshots()[step], self.ready.networks)
         else:
             trained = load_trained(self.run, str(step))
@@ -161,7 +169,7 @@ class Measuring:
 
     def _untouched(self, device: torch.device) -> BaseModel:
         """The base as it was before training, of the same dtype as what is trained."""
-        base = load_untouched(self.config, frozen_dtype(self.config))
+        base = load_untouched(self.config, base_dtype(self.config))
         return base.to(device)
 
 

@@ -11,6 +11,7 @@ from ldm.models.trainable import prepare_training
 from ldm.run.device import precision_of
 from ldm.run.prepare import Prepared
 from ldm.run.subjects import class_prompts
+from ldm.run.trained import trained_dtype
 from ldm.run.watermark import Need, Pass, drawing_bytes, training_need
 
 GIB = 2**30
@@ -18,6 +19,7 @@ GIB = 2**30
 OPTIMIZER_BYTES = {
     "adamw": 8,
     "adamw_8bit": 2,
+    "paged_adamw_8bit": 2,
     "adafactor": 0,
     "prodigy": 16,
     "schedule_free_adamw": 8,
@@ -83,6 +85,7 @@ def _training(config: Config, ready: Prepared) -> Need:
         prompts += _dealt(class_prompts(ready.subjects), count)
         taught = count if prior.target == "base" else 0
     averages = 4 if config.ema.schedule != "none" else 0
+    paged = training.optimizer.startswith("paged")  # what it keeps need not be on the device
     return training_need(
         ready.base,
         ready.adapters,
@@ -92,11 +95,13 @@ def _training(config: Config, ready: Prepared) -> Need:
             model.gradient_checkpointing,
             embedding=training.pivotal > 0,
             adapters=adapters,
+            dtype=trained_dtype(config),
         ),
         Pass(prompts, taught, ready.resolution, precision_of(config)),
         passes=min(2, training.accumulate),  # from the second on, gradients are there already
-        kept=optimizer_bytes(training.optimizer) + averages,
+        kept=(0 if paged else optimizer_bytes(training.optimizer)) + averages,
         teacher=ready.frozen,
+        fused_backward=training.fused_backward,
     )
 
 

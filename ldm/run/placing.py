@@ -11,7 +11,7 @@ from torch import nn
 
 from ldm.errors import UserError
 from ldm.models.base import BaseModel
-from ldm.models.quantize import Quantized, quantize, saved_bytes
+from ldm.models.quantised import Bits, quantise_network, saved_bytes
 from ldm.run.memory import GIB, free_bytes
 from ldm.run.watermark import drawing_stages
 from ldm.sampling.saving import save_memory
@@ -27,12 +27,7 @@ class Way:
     """How to draw. small: one network on the device at a time; quantized: the UNet's weights."""
 
     small: bool
-    quantized: Quantized | None = None
-
-    @property
-    def unet_stays(self) -> bool:
-        """What int8 has rounded cannot be moved off the device (see `quantize`)."""
-        return self.small and self.quantized == "int8"
+    quantized: Bits | None = None
 
 
 @dataclass(frozen=True)
@@ -44,12 +39,12 @@ class Drawing:
     guided: bool
 
 
-def check_package(how: Quantized) -> None:
-    """UserError where what quantises is not installed."""
-    if importlib.util.find_spec(PACKAGE) is None:
+def check_package(how: Bits) -> None:
+    """UserError where what quantises is not installed; int8 needs nothing."""
+    if how == "nf4" and importlib.util.find_spec(PACKAGE) is None:
         raise UserError(
             f"--quantize {how} needs the package {PACKAGE}: "
-            "pip install -c constraints.txt -e '.[optim]', or leave it out"
+            "pip install -c constraints.txt -e '.[quant]', or leave it out"
         )
 
 
@@ -58,7 +53,7 @@ def place_to_draw(
     device: torch.device,
     drawing: Drawing,
     memory: Memory,
-    how: Quantized | None = None,
+    how: Bits | None = None,
 ) -> Way:
     """Put `base`, which lies on the CPU, where it is to draw, and say in the log why so.
 
@@ -68,9 +63,9 @@ def place_to_draw(
     """
     way = choose_way(base, device, drawing, memory, how)
     if way.quantized:
-        quantize(base.unet, way.quantized, base.unet.dtype)
+        quantise_network(base.unet, way.quantized)
     if way.small:
-        save_memory(base, device, way.unet_stays)
+        save_memory(base, device)
     else:
         base.to(device)
     return way
@@ -81,14 +76,15 @@ def choose_way(
     device: torch.device,
     drawing: Drawing,
     memory: Memory,
-    how: Quantized | None = None,
+    how: Bits | None = None,
 ) -> Way:
     """The first way that fits, or the last one, with a warning; the log says why."""
     ways = [Way(False, how)] if memory != "small" else []
     if memory != "fast":
         ways.append(Way(True, how))
-        if how is None and importlib.util.find_spec(PACKAGE):
-            ways += [Way(True, "int8"), Way(True, "nf4")]
+        if how is None:
+            ways.append(Way(True, "int8"))
+            ways += [Way(True, "nf4")] if importlib.util.find_spec(PACKAGE) else []
     free = free_bytes(device)
     if free is None or len(ways) == 1:
         return ways[0]
@@ -123,9 +119,8 @@ def bytes_to_draw(
     unet, vae = _weights(base.unet) - saved, _weights(base.vae)
     if not way.small:
         return sum(encoders) + unet + vae + max(stages.values())
-    always = unet if way.unet_stays else 0
-    alone = {"text_encoder": max(encoders), "unet": unet - always, "vae": vae}
-    return always + max(alone[name] + stages[name] for name in stages)
+    alone = {"text_encoder": max(encoders), "unet": unet, "vae": vae}
+    return max(alone[name] + stages[name] for name in stages)
 
 
 def _weights(network: nn.Module) -> int:

@@ -2,8 +2,9 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
-from ldm.config import Config
+from ldm.config import Config, Prior
 from ldm.models.text import tokens_of
 from ldm.models.trainable import count_parameters, count_unread
 from ldm.run.device import precision_of
@@ -30,7 +31,8 @@ def plan_lines(config: Config, ready: Prepared, run: Path) -> list[str]:
         f"{base.prediction_type}, {ready.resolution} pixels",
         *_picture_lines(config, ready),
         *_prompt_lines(config, ready),
-        f"precision     {precision_of(config)}",
+        f"precision     {precision_of(config)}"
+        + (", weights in bfloat16" if training.weights == "bf16" else ""),
         f"steps         {training.steps} of {training.batch} pictures"
         + (f" + {config.prior.batch} class images" if config.prior else "")
         + (f", in {training.accumulate} passes each" if training.accumulate > 1 else ""),
@@ -143,10 +145,16 @@ def prior_folder(config: Config, ready: Prepared, prompt: str) -> Path:
     """Where the class images of this base, prompt and sampler settings lie."""
     prior = config.prior
     assert prior is not None
-    settings = class_image_settings(
-        prior.seed, prior.scale, prior.steps, prior.sampler, ready.resolution
-    )
+    settings = class_settings(prior, ready)
     return class_image_folder(prior.root, ready.base.fingerprint, prompt, settings)
+
+
+def class_settings(prior: Prior, ready: Prepared) -> dict[str, Any]:
+    """What, beside base and prompt, decides what the class images are."""
+    bits = ready.base.bits
+    return class_image_settings(
+        prior.seed, prior.scale, prior.steps, prior.sampler, ready.resolution, bits
+    )
 
 
 def class_image_count(config: Config, ready: Prepared) -> int:
@@ -187,6 +195,8 @@ def _parameter_lines(config: Config, ready: Prepared) -> list[str]:
     for word, counts in zip(("trained", "frozen"), _parameters(config, ready), strict=True):
         shown = ", ".join(f"{name} {count:,}" for name, count in counts.items())
         lines.append(f"{word:<14}{sum(counts.values()):,} parameters: {shown}")
+    if ready.base.bits:
+        lines[-1] += f"; linear layers of all but the VAE in {ready.base.bits}"
     return lines
 
 
@@ -227,6 +237,7 @@ def disk_bytes(config: Config, ready: Prepared) -> int:
     subjects = sum(len(subject.pictures) for subject in ready.subjects)
     cached = class_image_count(config, ready) + subjects
     cache = cached * variants * latent if config.data.cache else 0
-    averages = 2 if config.ema.schedule != "none" else 1
-    state = (4 * averages + optimizer_bytes(config.training.optimizer)) * trained
-    return snapshots * 4 * averages * trained + 3 * state + pictures + cache
+    weights = 2 if config.training.weights == "bf16" else 4
+    weights += 4 if config.ema.schedule != "none" else 0  # their averages
+    state = (weights + optimizer_bytes(config.training.optimizer)) * trained
+    return snapshots * weights * trained + 3 * state + pictures + cache

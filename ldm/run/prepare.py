@@ -18,14 +18,16 @@ from ldm.evaluation.gates import margins_for
 from ldm.evaluation.measured import SPACES
 from ldm.models.adapters import Adapter
 from ldm.models.base import BaseModel, check_resolution, frozen_copy
+from ldm.models.quantised import quantise
 from ldm.models.text import describe_identifier
 from ldm.models.vae import load_tiny_vae
 from ldm.run.adapters import adapters_of
+from ldm.run.device import kind_of_device, precision_of
 from ldm.run.folder import check_writable
 from ldm.run.instruments import Instruments, load_instruments, questions_of
 from ldm.run.settings import as_trained
 from ldm.run.subjects import SubjectInputs, find_inputs, identifiers_of
-from ldm.run.trained import frozen_dtype, load_untouched
+from ldm.run.trained import base_dtype, frozen_bits, load_untouched
 from ldm.sampling.samplers import check_steps, make_sampler
 from ldm.training.optim import PACKAGES
 
@@ -162,11 +164,14 @@ def _check_sampling(config: Config, prior: Prior | None, base: BaseModel) -> Non
 
 
 def _load_quietly(config: Config) -> BaseModel:
-    """Load the base; the libraries' hints about casting and image processors do not apply here."""
+    """Load the base as training has it; the libraries' hints about casting do not apply here."""
     import diffusers.utils.logging
 
     diffusers.utils.logging.set_verbosity_error()
-    return load_untouched(config, frozen_dtype(config))
+    base = load_untouched(config, base_dtype(config))
+    if bits := frozen_bits(config):
+        quantise(base, bits)
+    return base
 
 
 def _check_folders(config: Config) -> None:
@@ -185,9 +190,30 @@ def _check_packages(config: Config) -> None:
             "logger.wandb=true needs the package wandb: "
             "pip install -c constraints.txt -e '.[wandb]', or leave it false"
         )
+    if frozen_bits(config) == "nf4" and importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(
+            "adapter.frozen=nf4 needs the package bitsandbytes: "
+            "pip install -c constraints.txt -e '.[quant]', or take int8"
+        )
+    _check_device(config)
     package = PACKAGES.get(config.training.optimizer)
     if package and importlib.util.find_spec(package) is None:
         raise UserError(
             f"training.optimizer={config.training.optimizer} needs the package {package}: "
             "pip install -c constraints.txt -e '.[optim]', or take another optimizer"
+        )
+
+
+def _check_device(config: Config) -> None:
+    """What this run's device cannot do."""
+    training, kind = config.training, kind_of_device(config)
+    if training.optimizer == "paged_adamw_8bit" and kind != "cuda":
+        raise UserError(
+            f"training.optimizer=paged_adamw_8bit: only CUDA pages memory out, and this run is on "
+            f"{kind}; take adamw_8bit, or adafactor"
+        )
+    if training.fused_backward and precision_of(config) == "16-mixed":
+        raise UserError(
+            f"training.fused_backward=true: training.precision={training.precision} is 16-mixed on "
+            "this device, which needs all gradients to find its scale; set bf16-mixed or fp32"
         )

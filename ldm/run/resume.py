@@ -27,6 +27,7 @@ MAY_CHANGE = {
     "prior.sampling_batch": "class images still to be made agree but for rounding",
     "training.steps": "",
     "training.accumulate": ROUNDING,
+    "training.fused_backward": "",
     "training.save_every": "",
     "snapshots.": "",
     "sampling.": "",

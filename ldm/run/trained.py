@@ -18,9 +18,10 @@ from ldm.models.adapters import Adapter
 from ldm.models.adapters.files import add_lora_files
 from ldm.models.base import BaseModel, load_base
 from ldm.models.choices import Choices
+from ldm.models.quantised import Bits
 from ldm.models.text import Reading
 from ldm.run.adapters import adapters_of
-from ldm.run.device import autocast_dtype
+from ldm.run.device import autocast_dtype, precision_of
 from ldm.run.folder import read_config, read_facts
 
 log = logging.getLogger(__name__)
@@ -57,16 +58,32 @@ def load_model(
     return replace(base, fingerprint=known_by).to("cpu", dtype)
 
 
-def frozen_dtype(config: Config) -> torch.dtype:
+def base_dtype(config: Config) -> torch.dtype:
     """What type the base's weights have in a run. UserError: half precision on a device without."""
-    if config.adapter is None or config.adapter.frozen == "full":
+    training, frozen = config.training, config.adapter.frozen if config.adapter else "full"
+    wanted, usual = f"adapter.frozen={frozen}", "adapter.frozen=full"
+    if training.weights == "bf16":
+        wanted, usual = "training.weights=bf16", "training.weights=fp32"
+    elif frozen == "full":
         return torch.float32
-    if (dtype := autocast_dtype(config)) is None:
+    dtype = autocast_dtype(config)
+    if dtype is None or (training.weights == "bf16" and dtype != torch.bfloat16):
         raise UserError(
-            f"adapter.frozen=half: training.precision={config.training.precision} is fp32 "
-            "on this device; set training.precision=bf16-mixed, or adapter.frozen=full"
+            f"{wanted}: training.precision={training.precision} is {precision_of(config)} on this "
+            f"device; set training.precision=bf16-mixed, or {usual}"
         )
     return dtype
+
+
+def trained_dtype(config: Config) -> torch.dtype:
+    """What type the weights that are trained have."""
+    return torch.bfloat16 if config.training.weights == "bf16" else torch.float32
+
+
+def frozen_bits(config: Config) -> Bits | None:
+    """How few bits the linear layers of the base's weights have in a run; None: a type's own."""
+    frozen = config.adapter.frozen if config.adapter else "full"
+    return frozen if frozen in ("int8", "nf4") else None
 
 
 def load_untouched(config: Config, dtype: torch.dtype = torch.float32) -> BaseModel:

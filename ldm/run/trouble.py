@@ -15,13 +15,14 @@ from ldm.config import Config, load_config
 from ldm.config.checks import combination_problems
 from ldm.config.ranges import range_problems, value_at
 from ldm.models.base import frozen_copy
+from ldm.models.quantised import quantise
 from ldm.run import memory
 from ldm.run.adapters import adapters_of
 from ldm.run.device import precision_of
 from ldm.run.memory import GIB
 from ldm.run.prepare import Prepared, needs_frozen_copy
 from ldm.run.resume import MAY_CHANGE
-from ldm.run.trained import frozen_dtype
+from ldm.run.trained import base_dtype, frozen_bits
 from ldm.run.watermark import copy_of
 from ldm.training.optim import PACKAGES
 
@@ -81,7 +82,8 @@ def out_of_memory_message(config: Config, ready: Prepared, error: BaseException)
 
 
 def best_options(config: Config, ready: Prepared) -> list[Option]:
-    """Up to three options by predicted saving, the less harmful first among equals.
+    """Up to three options that go together, by predicted saving, the less harmful first among
+    equals.
 
     A smaller picture changes what is learnt most: it comes after all others.
     """
@@ -95,7 +97,12 @@ def best_options(config: Config, ready: Prepared) -> list[Option]:
         if after < before:
             found.append(option)
     found.sort(key=lambda option: ("data.resolution" in option.changes, -option.saved))
-    return found[:SHOWN]
+    together: list[Option] = []
+    for option in found:
+        both = _changed(config, *together, option)
+        if len(together) < SHOWN and not any(combination_problems(both)):
+            together.append(option)
+    return together
 
 
 def _options(config: Config, ready: Prepared) -> Iterator[Option]:
@@ -108,11 +115,17 @@ def _options(config: Config, ready: Prepared) -> Iterator[Option]:
     if not model.gradient_checkpointing:
         cost = "the same result but for rounding, a step takes about a third longer"
         yield Option({"model.gradient_checkpointing": True}, cost)
+    if not training.fused_backward:
+        yield Option({"training.fused_backward": True}, "the same result")
+    if training.weights == "fp32" and not half:
+        yield Option({"training.weights": "bf16"}, "less exact: weights are rounded by chance")
     if half:
         yield Option(half, "less exact, faster on most GPUs")
     if adapter and adapter.frozen == "full":
         cost = "the base's own weights are rounded once"
         yield Option({**half, "adapter.frozen": "half"}, cost)
+    if adapter and adapter.frozen == "half":
+        yield Option({"adapter.frozen": "int8"}, "the base's own weights are rounded to 8 bits")
     if training.optimizer != "adamw_8bit" and not training.optimizer_arguments:
         package = PACKAGES["adamw_8bit"]
         needs = "" if importlib.util.find_spec(package) else f" (pip install {package})"
@@ -143,7 +156,9 @@ def _with(config: Config, ready: Prepared, *options: Option) -> tuple[Config, Pr
     for adapter in adapters.values():
         adapter.take_out()
         vars(adapter.network).pop("peft_config", None)  # peft warns of a second adapter
-    base.to("meta", frozen_dtype(config))
+    base.to("meta", None if base.bits else base_dtype(config))
+    if (bits := frozen_bits(config)) and not base.bits:
+        quantise(base, bits)
     frozen = frozen_copy(base) if needs_frozen_copy(config) else None
     resolution = config.data.resolution or ready.resolution
     own = adapters_of(config, base)

@@ -92,24 +92,29 @@ def training_need(
     passes: int = 1,
     kept: int = 0,
     teacher: BaseModel | None = None,
+    fused_backward: bool = False,
 ) -> Need:
     """What an optimizer step of `passes` passes takes; `base` is only looked at.
 
     adapters: those in `base`, without which it is its own teacher. prepare: sets what is trained of
     the copies that it is given, and returns it. kept: bytes that optimizer and averages hold for
     each trained parameter, beside weights and gradients. teacher: an untouched copy of the base,
-    where one is held as well.
+    where one is held as well. fused_backward: gradients are freed one by one.
     """
     with _fakes() as fake:
         student, own = fake(base, adapters)
         trained = prepare(student, own)
+        _let_pass(student)
+        parameters = [p for module in trained.values() for p in module.parameters()]
+        parameters = [p for p in parameters if p.requires_grad]
+        for parameter in parameters if fused_backward else ():
+            parameter.register_post_accumulate_grad_hook(_free)
         frozen = fake(teacher)[0] if teacher else None
         held = [*_tensors(student), *(_tensors(frozen) if frozen else ())]
         with Watermark(held) as mark:
             for _ in range(passes):
                 _train(student, own, frozen, one)
-        parameters = [p for module in trained.values() for p in module.parameters()]
-        always = LIBRARIES + kept * sum(p.numel() for p in parameters if p.requires_grad)
+        always = LIBRARIES + kept * sum(p.numel() for p in parameters)
     return Need(always + mark.peak, always + mark.now)
 
 
@@ -144,6 +149,20 @@ def drawing_stages(
             model.vae.decode(clean[: min(batch, at_once)])
             most["vae"] = mark.restart()
     return {name: peak - weights for name, peak in most.items()}
+
+
+def _free(parameter: Tensor) -> None:
+    parameter.grad = None
+
+
+def _let_pass(student: BaseModel) -> None:
+    """LoHa's and LoKr's layers toss a coin in training, and there is nothing to be seen on it."""
+    from peft.tuners.lycoris_utils import LycorisLayer
+
+    for network in student.networks.values():
+        for layer in network.modules():
+            if isinstance(layer, LycorisLayer):
+                layer.training = False
 
 
 def _train(

@@ -29,17 +29,21 @@ _ABOUT = "class_images.json"
 
 
 def class_image_settings(
-    seed: int, scale: float, steps: int, sampler: str, size: int
+    seed: int, scale: float, steps: int, sampler: str, size: int, bits: str | None = None
 ) -> dict[str, Any]:
-    """Return what, beside base and prompt, decides what the pictures are; size in pixels."""
+    """Return what, beside base and prompt, decides what the pictures are; size in pixels.
+
+    bits: of the base's weights, where they are quantised.
+    """
     # float: 5 and 5.0 are the same setting, but not the same text to hash.
-    return {
+    settings = {
         "seed": seed,
         "scale": float(scale),
         "steps": steps,
         "sampler": sampler,
         "size": size,
     }
+    return {**settings, "bits": bits} if bits else settings
 
 
 def class_image_folder(

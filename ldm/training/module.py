@@ -18,11 +18,13 @@ from ldm.models.text import TextEmbedding, TextEncoders
 from ldm.models.unet import predict
 from ldm.objective import Objective, combine, mean_of
 from ldm.randomness import seed_of
+from ldm.training.alone import FusedBackward, SteppedAlone, norm_of, one_by_one
 from ldm.training.guard import FiniteGuard
 from ldm.training.optim import (
     OptimizerSettings,
     build_optimizer,
     counts_of,
+    page_out,
     restore_counts,
     settle,
     start_afresh,
@@ -57,8 +59,8 @@ class DreamBoothModule(pl.LightningModule):
     """DreamBooth fine-tuning (arXiv 2208.12242) of a UNet and perhaps its text encoders.
 
     modules: what is trained, {"unet": ...} or with the text encoders {"unet": ...,
-    "text_encoder": ..., "text_encoder_2": ...}, in float32. text: turns prompts into embeddings;
-    encoders that are not among `modules` are frozen, and each prompt is encoded once.
+    "text_encoder": ..., "text_encoder_2": ...}, in float32 or bfloat16. text: turns prompts into
+    embeddings; encoders that are not among `modules` are frozen, and each prompt is encoded once.
     prior_weight: of the class samples' mean loss in step 0, 1, ... teacher: what class samples are
     to be predicted as; None: as the data says. seed: of every draw in training.
     """
@@ -87,6 +89,8 @@ class DreamBoothModule(pl.LightningModule):
         self.seed = seed
         self.guard = FiniteGuard()
         self._scaled = False  # by a gradient scaler
+        self._alone: SteppedAlone | None = None  # where the optimizer steps parameters one by one
+        self._fused: FusedBackward | None = None  # and where that is in the backward pass
         self.gradient_norm: Tensor | None = None  # of the last optimizer step, before clipping
         self.weights_are_whole = True  # no step of the optimizer is half done
         self.batch_began = 0.0  # on time.perf_counter, when all callbacks were through
@@ -221,6 +225,8 @@ class DreamBoothModule(pl.LightningModule):
             assert isinstance(config.scheduler, LambdaLR), "configure_optimizers made it"
             set_rates(config.scheduler)
         self.let_optimizer("train")
+        for optimizer in self.trainer.optimizers:
+            page_out(optimizer)
         self.batch_began = time.perf_counter()
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -277,8 +283,18 @@ class DreamBoothModule(pl.LightningModule):
                 "16-mixed, or take bf16-mixed"
             )
         self._counts = counts_of(optimizer)
+        early = self.optimizer_settings.fused_backward
+        self._alone, self._fused = one_by_one(
+            optimizer, self.seed, early, lambda: self.trainer.global_step
+        )
         schedule = build_schedule(optimizer, self.optimizer_settings, self.phases)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_before_backward(self, loss: Tensor) -> None:
+        """From here on weights may change, where they are stepped within the backward pass."""
+        if self._fused:
+            self._fused.begin(loss)
+            self.weights_are_whole = False
 
     def configure_gradient_clipping(
         self,
@@ -293,23 +309,26 @@ class DreamBoothModule(pl.LightningModule):
         with self.part("clipping"):
             self._clip(optimizer, gradient_clip_val)
         self.weights_are_whole = False
+        if self._alone:  # the optimizer's own step, which follows, finds no gradient left
+            self._alone.step_all(self.trainer.global_step)
 
     def _clip(self, optimizer: torch.optim.Optimizer, most: float | None) -> None:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         gradients = [p.grad for p in parameters if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
+        norm = self._fused.norm() if self._fused else norm_of(gradients)
         if self._training_groups == {EMBEDDING} and gradients:
             whole = norm  # class samples show in the rows that are not trained
             for gradient, tokens in zip(gradients, self._tokens, strict=True):
                 keep_rows_only(gradient, tokens)
-            norm = torch.where(whole.isfinite(), torch.nn.utils.get_total_norm(gradients), whole)
+            norm = torch.where(whole.isfinite(), norm_of(gradients), whole)
         self.gradient_norm = norm
         if not self.guard.step_is_good(self.gradient_norm, self._scaled, self._any_process):
             for parameter in parameters:
                 parameter.grad = None
             self.trainer.should_stop |= self.guard.hopeless is not None
         elif most:
-            torch.nn.utils.clip_grads_with_norm_(parameters, most, self.gradient_norm)
+            norm = norm.to(gradients[0].dtype)
+            torch.nn.utils.clip_grads_with_norm_(parameters, most, norm)
 
     def _any_process(self, skipped: bool) -> bool:
         """Whether any process says so. Norms are equal everywhere; losses, which a scaler has us

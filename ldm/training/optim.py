@@ -34,6 +34,7 @@ class OptimizerSettings:
     optimizer: str = "adamw"
     arguments: Mapping[str, Any] = field(default_factory=dict)
     custom: Callable[..., torch.optim.Optimizer] | None = None
+    fused_backward: bool = False  # each parameter is stepped once its gradient is there
 
     @property
     def text_rate(self) -> float:
@@ -80,8 +81,29 @@ def make_optimizer(
             f"training.optimizer={name} cannot be made with training.optimizer_arguments="
             f"{dict(settings.arguments)}, training.betas and training.weight_decay: {error}"
         ) from error
-    made.register_load_state_dict_post_hook(_lay_out_alike)
+    _load_exactly(made)
     return made
+
+
+def _load_exactly(optimizer: torch.optim.Optimizer) -> None:
+    """Have state be loaded in the type it was saved in: torch gives it that of the weights."""
+    saved: dict[int, dict[str, Any]] = {}
+
+    def keep(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
+        saved.update(state_dict["state"])
+
+    def put_back(optimizer: torch.optim.Optimizer) -> None:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        for number, values in saved.items():
+            own = optimizer.state[parameters[number]]
+            for name, value in values.items():
+                if isinstance(value, Tensor) and own[name].dtype != value.dtype:
+                    own[name] = value.to(own[name].device)
+        saved.clear()
+        _lay_out_alike(optimizer)
+
+    optimizer.register_load_state_dict_pre_hook(keep)
+    optimizer.register_load_state_dict_post_hook(put_back)
 
 
 def _lay_out_alike(optimizer: torch.optim.Optimizer) -> None:
@@ -110,6 +132,28 @@ def _adamw_8bit(groups: Groups, settings: OptimizerSettings, fused: bool) -> tor
     import bitsandbytes
 
     return bitsandbytes.optim.AdamW8bit(groups, **_usual(settings))
+
+
+def _paged_adamw_8bit(
+    groups: Groups, settings: OptimizerSettings, fused: bool
+) -> torch.optim.Optimizer:
+    """The same, with moments in memory that CUDA takes out of the device when there is no room
+    (arXiv 2305.14314, section 3)."""
+    import bitsandbytes
+
+    return bitsandbytes.optim.PagedAdamW8bit(groups, **_usual(settings))
+
+
+def page_out(optimizer: torch.optim.Optimizer) -> None:
+    """Have the moments of a paged optimizer, which were loaded into the device, lie where it puts
+    those that it makes. For any other optimizer nothing happens."""
+    if not getattr(optimizer, "is_paged", False):
+        return
+    for parameter, state in optimizer.state.items():
+        for name in ("state1", "state2"):
+            if name in state and not getattr(state[name], "is_paged", False):
+                paged = optimizer.get_state_buffer(parameter, dtype=state[name].dtype)  # type: ignore[attr-defined]
+                state[name] = paged.copy_(state[name])
 
 
 def _adafactor(groups: Groups, settings: OptimizerSettings, fused: bool) -> torch.optim.Optimizer:
@@ -144,6 +188,7 @@ def _lion(groups: Groups, settings: OptimizerSettings, fused: bool) -> torch.opt
 OPTIMIZERS: dict[str, Callable[[Groups, OptimizerSettings, bool], torch.optim.Optimizer]] = {
     "adamw": _adamw,
     "adamw_8bit": _adamw_8bit,
+    "paged_adamw_8bit": _paged_adamw_8bit,
     "adafactor": _adafactor,
     "prodigy": _prodigy,
     "schedule_free_adamw": _schedule_free,
@@ -151,6 +196,7 @@ OPTIMIZERS: dict[str, Callable[[Groups, OptimizerSettings, bool], torch.optim.Op
 }
 PACKAGES = {  # what the optimizers need beside torch: module -> as pip knows it
     "adamw_8bit": "bitsandbytes",
+    "paged_adamw_8bit": "bitsandbytes",
     "prodigy": "prodigyopt",
     "schedule_free_adamw": "schedulefree",
     "lion": "lion_pytorch",

@@ -16,6 +16,8 @@ from ldm.config import Evaluation
 from ldm.models.adapters import merged
 from ldm.models.adapters.settings import Kind
 from ldm.models.base import BaseModel, load_base
+from ldm.models.quantised import QuantisedLinear
+from ldm.run import memory
 from ldm.run.folder import read_config
 from ldm.run.measuring import Measuring
 from ldm.run.prepare import prepare
@@ -23,7 +25,7 @@ from ldm.run.results import export_chosen
 from ldm.run.trained import load_trained
 from scripts import export, sample
 from tests.models.test_adapters import predict
-from tests.workspace import Workspace, difference, weights
+from tests.workspace import Workspace, difference, evaluated, weights
 
 TinyFolder = Callable[[str], Path]
 
@@ -89,12 +91,44 @@ def test_the_base_may_be_kept_in_half_precision(place: Workspace, kind: str) -> 
     assert 0 < difference(straight, whole) < 1e-2
 
 
+@pytest.mark.parametrize(("kind", "bits"), [("dora", "nf4"), ("lokr", "int8")])
+def test_the_base_may_be_quantised(place: Workspace, kind: str, bits: str) -> None:
+    """Once: a run goes on bit for bit. What it learnt is measured, and exported, in the whole
+    base."""
+    few = {"adapter__frozen": bits, "training__precision": "bf16-mixed", "samples__every": 2}
+    settings = {**settings_of(kind), **few}
+    own = dict(evaluated(place.folder)) if bits == "nf4" else {}
+    straight = place.train(f"few-{bits}", **{**settings, **own})
+    run = place.train(f"few-resumed-{bits}", training__steps=1, **settings)
+    assert main.main(["--resume", str(run), "training.steps=2"]) == 0
+    assert difference(straight, run) == 0
+    assert all("base_layer" not in key for key in weights(run, 2))
+    config = read_config(run)
+    ready = prepare(config)
+    linear = [m for m in ready.base.unet.modules() if isinstance(m, QuantisedLinear)]
+    assert linear and {layer.bits for layer in linear} == {bits}
+    assert ready.base.unet.conv_norm_out.weight.dtype == torch.bfloat16
+    config.evaluation = Evaluation(oracle=None)
+    with Measuring(config, ready, run).loaded(2, torch.device("cpu")) as loaded:
+        assert not any(isinstance(m, QuantisedLinear) for m in loaded.model.unet.modules())
+        with torch.no_grad():
+            wanted = predict(load_trained(run, "last").base)
+            torch.testing.assert_close(predict(loaded.model), wanted, rtol=0, atol=1e-5)
+    need = memory.memory_bytes(config, ready)
+    config.adapter.frozen = "half"  # type: ignore[union-attr]
+    assert need < memory.memory_bytes(config, prepare(config))
+    half = place.train(f"not-few-{bits}", **{**settings, "adapter__frozen": "half"})
+    assert difference(straight, half) > 0
+    assert len(list((place.folder / "prior").iterdir())) >= 2, "each draws its own class images"
+
+
+@pytest.mark.parametrize("frozen", ["half", "int8", "nf4"])
 def test_half_precision_that_is_not_computed_with_is_refused(
-    place: Workspace, capsys: pytest.CaptureFixture[str]
+    place: Workspace, capsys: pytest.CaptureFixture[str], frozen: str
 ) -> None:
-    words = {"adapter__frozen": "half", "adapter__rank": 2}
+    words = {"adapter__frozen": frozen, "adapter__rank": 2}
     assert place.main(**words) == 2
-    assert "adapter.frozen=half: " in capsys.readouterr().err
+    assert f"adapter.frozen={frozen}: " in capsys.readouterr().err
 
 
 def difference_of_steps(run: Path, part: str) -> float:

@@ -121,6 +121,8 @@ def test_every_option_moves_the_prediction(place: Workspace) -> None:
     assert copied > usual
     lora = {"adapter__rank": 2}
     assert need(**lora, prior__target="base") - need(**lora) < 0.5 * (copied - usual)
+    for kind in ("lora", "loha", "lokr"):
+        assert need(adapter__kind=kind) < usual
     assert need(training__optimizer="adamw_8bit") < usual < need(ema__schedule="power")
 
 

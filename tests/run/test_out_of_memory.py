@@ -53,6 +53,7 @@ def known_memory(monkeypatch: pytest.MonkeyPatch) -> None:
             needed += 6.5
         elif config.adapter.frozen == "full":
             needed += 2.5
+        needed -= 6.0 if training.fused_backward else 0.0
         return int((needed + 30.0 * ready.resolution / 32) * GIB)
 
     monkeypatch.setattr(memory, "memory_bytes", modelled)
@@ -116,6 +117,14 @@ def test_nothing_is_offered_that_would_be_refused(place: Workspace, known_memory
     assert not any("accumulate" in option for option in shown(config, ready))
 
 
+def test_what_is_offered_goes_together(place: Workspace, known_memory: None) -> None:
+    config, ready = prepared(place, training__gradient_clip="null")
+    fused, passes = "training.fused_backward=true", "training.accumulate=4"
+    assert passes in shown(config, ready) and fused not in shown(config, ready)
+    config.prior.batch = 3  # type: ignore[union-attr]
+    assert shown(config, ready)[0] == fused
+
+
 @pytest.mark.parametrize(
     ("settings", "looked_at"),
     [
@@ -123,6 +132,14 @@ def test_nothing_is_offered_that_would_be_refused(place: Workspace, known_memory
         (
             {"adapter__kind": "dora", "adapter__rank": 2, "training__pivotal": 0.5},
             ["model.train_text_encoder=false", HALF],
+        ),
+        (
+            {"adapter__rank": 2, "adapter__frozen": "half", "training__precision": "bf16-mixed"},
+            ["adapter.frozen=int8"],
+        ),
+        (
+            {"training__precision": "bf16-mixed"},
+            ["training.weights=bf16"],
         ),
     ],
 )

@@ -15,6 +15,7 @@ from ldm.training.optim import (
     OPTIMIZERS,
     OptimizerSettings,
     build_optimizer,
+    page_out,
     weights_to_look_at,
 )
 from ldm.training.phases import Phases
@@ -137,10 +138,32 @@ def test_every_optimizer_goes_on_bit_for_bit_from_its_state(name: str) -> None:
         module.load_state_dict(loaded["weights"][key])
     second = build_optimizer(parted, settings_of(name))
     second.load_state_dict(loaded["optimizer"])
+    page_out(second)
     for number in range(3, 6):
         step(parted, second, number)
     for ours, theirs in zip(state(whole), state(parted), strict=True):
         assert torch.equal(ours, theirs)
+
+
+@pytest.mark.gpu
+def test_moments_are_paged_out_again_where_they_were_loaded() -> None:
+    weights = []
+    for load_at in (None, 2):
+        torch.manual_seed(0)
+        layer = nn.Linear(400, 300, device="cuda")
+        optimizer = build_optimizer({"unet": layer}, settings_of("paged_adamw_8bit"))
+        for number in range(4):
+            if number == load_at:
+                optimizer.load_state_dict(optimizer.state_dict())
+                for state in optimizer.state.values():  # as Lightning does
+                    state.update({k: v.cuda() for k, v in state.items() if torch.is_tensor(v)})
+                page_out(optimizer)
+            layer.zero_grad()
+            layer(torch.ones(2, 400, device="cuda")).square().mean().backward()
+            optimizer.step()
+        assert getattr(optimizer.state[layer.weight]["state1"], "is_paged", False)
+        weights.append(layer.weight.detach().clone())
+    assert torch.equal(*weights)
 
 
 def test_state_is_laid_out_as_the_weights_it_is_loaded_for() -> None:

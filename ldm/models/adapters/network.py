@@ -13,6 +13,7 @@ from ldm.models.adapters.rows import TokenRows
 from ldm.models.adapters.settings import AdapterSettings
 from ldm.models.adapters.targets import find_layers
 from ldm.models.adapters.timestep_rank import TimestepRank
+from ldm.models.quantised import QuantisedLinear
 from ldm.randomness import seed_of
 
 if TYPE_CHECKING:
@@ -120,9 +121,12 @@ class Adapter(nn.Module):
         """Add what was learnt to the network's own weights and take peft's layers out of it.
 
         With a `timestep_rank` that is another network: the whole rank at all timesteps.
+        ValueError: it is merged already, or the weights are in few bits, where it would be lost.
         """
         if self._kept:
             raise ValueError("the adapter is merged already")
+        if any(isinstance(x.get_base_layer(), QuantisedLinear) for x in self.layers.values()):
+            raise ValueError("the network's weights are quantised: merge into the base's own")
         for name, layer in self.layers.items():
             base = layer.get_base_layer()
             self._kept[name] = base.weight.data
