@@ -145,7 +145,7 @@ def test_every_number_is_the_plans(
         assert option.saved == before - memory.memory_bytes(*given) > 0
 
 
-def test_smaller_pictures_are_what_the_base_can_make(place: Workspace) -> None:
+def test_smaller_pictures_are_what_the_base_can_make(place: Workspace, known_memory: None) -> None:
     config, ready = prepared(place)
     assert ready.base.multiple == 8
     for resolution, smaller in ((8, []), (16, [8]), (40, [24]), (64, [48])):
@@ -163,7 +163,7 @@ def raised_in(function: Callable[[], Any]) -> BaseException:
 
 
 def test_where_pictures_are_drawn_fewer_at_once_help(
-    place: Workspace, monkeypatch: pytest.MonkeyPatch
+    place: Workspace, known_memory: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from ldm.sampling import generate, prior
 
@@ -183,7 +183,10 @@ def test_where_pictures_are_drawn_fewer_at_once_help(
 
 
 def test_main_says_it_with_status_2(
-    place: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    place: Workspace,
+    known_memory: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     step = DreamBoothModule.training_step
 
