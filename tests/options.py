@@ -6,6 +6,7 @@ from collections.abc import Mapping
 KINDS = ("lora", "dora", "lokr", "oft")
 # The first value of each is that of an option that is off.
 OPTIONS: dict[str, tuple[object, ...]] = {
+    "base": ("eps", "v"),  # what it predicts
     "model__train_text_encoder": ("true", "false"),
     "model__prediction_type": ("null", "v_prediction"),
     "model__vae": ("null", "other"),
@@ -64,6 +65,8 @@ OPTIONS: dict[str, tuple[object, ...]] = {
 }
 # What excludes what, and why it has to.
 EXCLUDED: list[Mapping[str, object]] = [
+    # arXiv 2305.08891, section 3.3: pure noise says nothing about the picture
+    {"base": "eps", "objective__zero_terminal_snr": "true"},
     {"prior": "subject", "prior__target": "data"},  # its own pictures would be the class
     {"prior": "null", "prior__target": "base"},  # nothing to predict
     {"prior": "null", "prior__weight_end": 0.5},
@@ -107,56 +110,45 @@ EXCLUDED: list[Mapping[str, object]] = [
     # it finds one rate for everything
     {"training__optimizer": "prodigy", "training__text_encoder_learning_rate": 1e-4},
 ]
-Options = Mapping[str, tuple[object, ...]]
 
 
 def allowed(row: Mapping[str, object]) -> bool:
     return not any(all(row.get(k) == v for k, v in pair.items()) for pair in EXCLUDED)
 
 
-def options_of(kind: str) -> Options:
-    """What can be set on a base that predicts the noise ("eps") or v ("v")."""
-    if kind == "v":
-        return OPTIONS
-    # arXiv 2305.08891, section 3.3: pure noise says nothing about the picture
-    return {**OPTIONS, "objective__zero_terminal_snr": ("false",)}
-
-
-def pairs_of(options: Options) -> set[frozenset[tuple[str, object]]]:
+def pairs_of() -> set[frozenset[tuple[str, object]]]:
     """Every allowed pair of two options' values."""
     return {
         frozenset([(a, x), (b, y)])
-        for a, b in itertools.combinations(options, 2)
-        for x in options[a]
-        for y in options[b]
+        for a, b in itertools.combinations(OPTIONS, 2)
+        for x in OPTIONS[a]
+        for y in OPTIONS[b]
         if allowed({a: x, b: y})
     }
 
 
-def covering(options: Options) -> list[dict[str, object]]:
+def covering() -> list[dict[str, object]]:
     """Few combinations in which every allowed pair of two options' values occurs (greedily)."""
-    pairs, rows = pairs_of(options), []
+    pairs, rows = pairs_of(), []
     while pairs:
         row: dict[str, object] = dict(min(pairs, key=lambda pair: sorted(map(str, pair))))
-        for name in sorted(options, key=lambda name: -len(options[name])):
+        for name in sorted(OPTIONS, key=lambda name: -len(OPTIONS[name])):
             if name in row:
                 continue
-            fitting = [v for v in options[name] if can_be_completed({**row, name: v}, options)]
+            fitting = [v for v in OPTIONS[name] if can_be_completed({**row, name: v})]
             new = {
                 value: sum(frozenset([(name, value), other]) in pairs for other in row.items())
                 for value in fitting
             }
             row[name] = max(fitting, key=new.__getitem__)
         pairs -= {frozenset(both) for both in itertools.combinations(row.items(), 2)}
-        rows.append({name: row[name] for name in options})
+        rows.append({name: row[name] for name in OPTIONS})
     return rows
 
 
-def can_be_completed(row: dict[str, object], options: Options) -> bool:
+def can_be_completed(row: dict[str, object]) -> bool:
     """Whether the options that are not in the row still have values that go with it."""
     if not allowed(row):
         return False
     left = sorted({name for pair in EXCLUDED for name in pair} - set(row))
-    return not left or any(
-        can_be_completed({**row, left[0]: value}, options) for value in options[left[0]]
-    )
+    return not left or any(can_be_completed({**row, left[0]: value}) for value in OPTIONS[left[0]])

@@ -20,6 +20,7 @@ from ldm.errors import UserError
 from ldm.run.job import Job
 from ldm.sampling import prior
 from ldm.training import DreamBoothModule
+from tests.forked import forked, ranks
 from tests.workspace import Workspace, difference, evaluated, weights
 
 ROOT = Path(__file__).parent.parent
@@ -160,8 +161,7 @@ def test_interrupted_anywhere_else_is_one_line(
 def test_two_processes_share_the_work(place: Workspace) -> None:
     """Each makes its share of the class images; together they train on what one process does."""
     settings = {"prior__count": 5, "trainer__strategy": "ddp", "trainer__devices": 2}
-    command = [sys.executable, str(ROOT / "main.py"), *place.words("--name", "two", **settings)]
-    made = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    made = forked(main.main, place.words("--name", "two", **settings), told=ranks(2))
     assert made.returncode == 0, made.stderr
     (two,) = place.logs.glob("*_two")
     (folder,) = (place.folder / "prior").iterdir()

@@ -1,7 +1,9 @@
 """Put values, read from YAML, into the typed tree; collect what does not fit."""
 
 import difflib
+import functools
 import types
+from collections.abc import Callable
 from dataclasses import dataclass, field, is_dataclass
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -25,6 +27,9 @@ ELSEWHERE = {
     "guidance_scale": "sampling.scale",
 }
 NAMES = {int: "a whole number", float: "a number", bool: "true or false"}
+
+# Of a dataclass: name -> type; slow to find out.
+hints_of: Callable[[Any], dict[str, Any]] = functools.cache(get_type_hints)
 
 
 @dataclass
@@ -67,7 +72,7 @@ class Assigner:
     def _assign_items(self, key: str, item: type, typed: Any, raw: Any, where: str) -> None:
         """Assign a list of sections, such as `subjects`; the whole list is replaced."""
         if not isinstance(typed, list) or not all(isinstance(one, dict) for one in typed):
-            known = ", ".join(get_type_hints(item))
+            known = ", ".join(hints_of(item))
             self.problems.append(
                 f"{where}: {key}={typed}: must be a list of sections, [{{...}}, ...], each with "
                 f"some of {known} (texts with [ ] or commas quoted)"
@@ -121,7 +126,7 @@ def kind_at(key: str, root: type = Config) -> Any:
         section = without_none(kind)
         if not is_dataclass(section):
             return None
-        kind = get_type_hints(section).get(part)
+        kind = hints_of(section).get(part)
     return kind
 
 
@@ -143,7 +148,7 @@ def suggestion(key: str, root: type = Config) -> str:
 
 def _all_keys(section: Any, prefix: str = "") -> list[str]:
     keys = []
-    for name, kind in get_type_hints(section).items():
+    for name, kind in hints_of(section).items():
         keys.append(prefix + name)
         inner = without_none(kind)
         if is_dataclass(inner):

@@ -10,13 +10,13 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ldm.config.assign import Assigner, without_none
+from ldm.config.assign import Assigner, hints_of, without_none
 from ldm.config.checks import combination_problems
 from ldm.config.ranges import range_problems, value_at
 from ldm.config.schema import Config
@@ -145,7 +145,7 @@ def to_yaml(config: Config) -> str:
 def config_keys(section: type = Config, prefix: str = "") -> list[str]:
     """Every key that holds a value, dotted: `training.steps`, ..."""
     keys: list[str] = []
-    hints = get_type_hints(section)
+    hints = hints_of(section)
     for item in fields(section):
         kind = without_none(hints[item.name])
         inner = isinstance(kind, type) and is_dataclass(kind)

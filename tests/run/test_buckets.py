@@ -1,4 +1,4 @@
-"""Pictures of any form, from the command line: planned, trained, resumed, told in the log."""
+"""Pictures of any form, from the command line: planned, trained, told in the log."""
 
 import logging
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from PIL import Image
 
 import main
 from ldm.training import DreamBoothModule
-from tests.workspace import Workspace, difference
+from tests.workspace import Workspace
 
 # What the pictures, 40 pixels high and 48, 56 and 64 wide, become at 32 pixels in steps of 8.
 BUCKETS = {"0.png": (32, 32), "1.png": (32, 24), "2.png": (40, 24)}
@@ -36,7 +36,7 @@ def place(
     return made
 
 
-def test_a_run_and_one_gone_on_with(
+def test_what_a_run_is_trained_on(
     place: Workspace,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -54,11 +54,7 @@ def test_a_run_and_one_gone_on_with(
 
     monkeypatch.setattr(DreamBoothModule, "training_step", spy)
     with caplog.at_level(logging.INFO, "ldm"):
-        straight = place.train("straight", training__steps=4, **SETTINGS)
-    run = place.train("resumed", training__steps=2, **SETTINGS)
-    assert main.main(["--resume", str(run), "training.steps=4"]) == 0
-    for part in ("unet", "text_encoder", "text_encoder_2"):
-        assert difference(straight, run, step=4, part=part) == 0
+        place.train("straight", training__steps=4, **SETTINGS)
     line = "trained in buckets: 0.png 48 x 40 -> 32 x 32 (17 % cut off), 1.png 56 x 40 -> 32 x 24"
     assert line in caplog.text
     prompts = {f"{n}.png": "a drawing of sks robot" for n in range(3)} | {

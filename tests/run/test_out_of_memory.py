@@ -180,7 +180,7 @@ def raised_in(function: Callable[[], Any]) -> BaseException:
 
 
 def test_where_pictures_are_drawn_fewer_at_once_help(
-    place: Workspace, monkeypatch: pytest.MonkeyPatch
+    place: Workspace, known_memory: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from ldm.sampling import generate, prior
 
@@ -200,7 +200,10 @@ def test_where_pictures_are_drawn_fewer_at_once_help(
 
 
 def test_main_says_it_with_status_2(
-    place: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    place: Workspace,
+    known_memory: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     step = DreamBoothModule.training_step
 

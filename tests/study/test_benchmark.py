@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -15,7 +14,8 @@ from ldm.config import load_config
 from ldm.study import spread as spreading
 from ldm.study.runs import runs_of
 from ldm.study.subjects import Subject, write_overlay
-from tests.study.program import FAILS, FAILS_ONCE, WAITS
+from tests.forked import running
+from tests.study.program import FAILS_ONCE, WAITS
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = Path(__file__).with_name("program.py")
@@ -63,16 +63,21 @@ def test_storybench(
     assert {row["method"] for row in content["rows"]} == {"slow", "fast"}
 
 
-def test_a_failure_does_not_lose_the_rest(
-    out: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def one_fails(subject: Subject, path: Path) -> Path:  # its own part of the configuration
+@pytest.fixture
+def one_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """robot_mint does at first."""
+
+    def overlay(subject: Subject, path: Path) -> Path:  # its own part of the configuration
         written = write_overlay(subject, path)
         if subject.name == "robot_mint":
             written.write_text(f"seed: {FAILS_ONCE}\n" + written.read_text())
         return written
 
-    monkeypatch.setattr(scripts.benchmark, "write_overlay", one_fails)
+    monkeypatch.setattr(scripts.benchmark, "write_overlay", overlay)
+
+
+@pytest.mark.usefixtures("one_fails")
+def test_a_failure_does_not_lose_the_rest(out: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     assert bench(out, *TWO) == 1
     assert "something is wrong" in caplog.text
@@ -138,28 +143,29 @@ def test_dreambench(out: Path, tmp_path: Path) -> None:
     assert "As in the paper" in (out / "table.md").read_text()
 
 
+def with_stand_in(words: list[str]) -> int:
+    scripts.benchmark.PROGRAM = PROGRAM
+    return scripts.benchmark.main(words)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_killed_and_started_again(out: Path, number: int) -> None:
-    code = (
-        "import scripts.benchmark as b, sys; from pathlib import Path\n"
-        f"b.PROGRAM = Path({str(PROGRAM)!r})\n"
-        "sys.exit(b.main(sys.argv[1:]))"
-    )
+def test_killed_and_started_again(out: Path, tmp_path: Path, number: int) -> None:
     words = ["storybench", "--subjects", "robot_mint", f"seed={WAITS}", "--out", str(out)]
-    command = [sys.executable, "-c", code, *words]
-    process = subprocess.Popen(command, cwd=ROOT)
+    told = {"PYTHONPATH": str(ROOT)}
     log = out / "runs" / "default" / "robot_mint.log"
-    while not (log.exists() and "at work" in log.read_text()):
-        assert process.poll() is None
-        time.sleep(0.05)
-    process.send_signal(number)
-    assert process.wait() == (130 if number == signal.SIGTERM else -number)
+    with running(tmp_path / "said", with_stand_in, words, told=told) as process:
+        while not (log.exists() and "at work" in log.read_text()):
+            assert process.is_alive()
+            time.sleep(0.05)
+        os.kill(process.pid or 0, number)
+        process.join()
+    assert process.exitcode == (130 if number == signal.SIGTERM else -number)
     if number == signal.SIGKILL:  # the run outlives who started it
         assert "saved" not in log.read_text()
         os.kill(int(log.read_text().split("process ")[1].split()[0]), signal.SIGKILL)
     else:
         assert "saved" in log.read_text(), "it was stopped gently"
-    assert subprocess.run(command, cwd=ROOT).returncode == 0
+    assert with_stand_in(words) == 0
     assert len(runs_of(out / "runs" / "default", "robot_mint")) == 1
     assert len(json.loads((out / "table.json").read_text())["rows"]) == 1
 
@@ -167,20 +173,17 @@ def test_killed_and_started_again(out: Path, number: int) -> None:
 # --- by submitit
 
 
+@pytest.mark.usefixtures("one_fails")
 def test_processes_on_this_machine_at_once(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spreading, "POLL", 0.1)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 6)
     words = ["--executor", "local", "--jobs", "2", "--gpus", "3", "5"]
-    assert bench(out, *TWO, *words, "--options", "timeout_min=5") == 0
+    assert bench(out, *TWO, *words, "--options", "timeout_min=5") == 1
     content = json.loads((out / "table.json").read_text())
-    assert len(content["rows"]) == 2
-    logs = [(out / "runs/default" / f"{row['subject']}.log").read_text() for row in content["rows"]]
+    (row,), (failure,) = content["rows"], content["failures"]
+    assert "something is wrong" in failure["tail"]
+    names = (row["subject"], failure["subject"])
+    logs = [(out / f"runs/default/{name}.log").read_text() for name in names]
     assert all("threads 3 " in log for log in logs), "the cores are shared"
     assert {log.split("gpus ")[1][0] for log in logs} == {"3", "5"}, "each has one of its own"
-
-
-def test_failures_of_jobs_come_back(out: Path, caplog: pytest.LogCaptureFixture) -> None:
-    assert bench(out, "--subjects", "robot_mint", "--executor", "local", f"seed={FAILS}") == 1
-    (failure,) = json.loads((out / "table.json").read_text())["failures"]
-    assert "something is wrong" in failure["tail"]

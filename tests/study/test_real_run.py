@@ -9,7 +9,6 @@ import torch
 
 import scripts.benchmark
 import scripts.sweep
-from ldm.study.runs import runs_of
 from tests.workspace import MAIN_JOB
 
 TINY = [
@@ -49,11 +48,6 @@ def test_benchmark(tmp_path: Path, words: list[str], capfd: pytest.CaptureFixtur
     assert metrics < row["scores"].keys() and "torch" in content["methods"]["default"]["versions"]
     assert "class/kid/oracle" in row["floor"] and "subject/fidelity/oracle" in row["ceiling"]
     assert (out / "sheet.png").exists()
-    (run,) = runs_of(out / "runs" / "default", "robot_mint")
-    evaluation = run / "evaluation.json"
-    evaluation.write_text(evaluation.read_text()[:50])
-    assert scripts.benchmark.main(given) == 0, "measured again, not trained again"
-    assert json.loads((out / "table.json").read_text())["rows"][0]["scores"] == row["scores"]
 
 
 def test_sweep(tmp_path: Path, words: list[str], capfd: pytest.CaptureFixture[str]) -> None:

@@ -1,13 +1,9 @@
-"""A whole training run on the tiny base, in this process or (as a script) in one of its own.
-
-python tests/training/job.py BASE '[{"run": "PATH", "steps": 4, "precision": "fp32", ...}, ...]'
-"""
+"""A whole training run on the tiny base, in this process or in processes of its own."""
 
 import itertools
 import json
 import logging
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +32,7 @@ from ldm.training import (
     TrainingProgress,
     make_trainer,
 )
+from tests.forked import Ended, forked, ranks
 
 
 def latents_of(count: int, seed: int, buckets: bool = False) -> Latents:
@@ -157,7 +154,7 @@ def train(
     save_every: int = 100,
     ema: bool = False,
     kill: tuple[int, list[int]] | None = None,
-    record: str | None = None,
+    record: Path | None = None,
     extra: tuple[pl.Callback, ...] = (),
     **options: Any,
 ) -> tuple[DreamBoothModule, pl.Trainer, ResumeState]:
@@ -184,7 +181,7 @@ def train(
             ema=average.state_dict if average else None,
         ),
         *([Kill(*kill)] if kill else []),
-        *([Record(Path(record))] if record else []),
+        *([Record(record)] if record else []),
         state,
     ]
     trainer = make_trainer(
@@ -205,7 +202,13 @@ def train(
     return module, trainer, state
 
 
-if __name__ == "__main__":
+def train_all(base: Path, jobs: tuple[dict[str, Any], ...]) -> None:
+    """One job after the other, each the arguments of `train`, with what is logged on stderr."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
-    for job in json.loads(sys.argv[2]):
-        train(Path(job.pop("run")), Path(sys.argv[1]), **job)
+    for job in jobs:
+        train(base_folder=base, **job)
+
+
+def run_jobs(base: Path, *jobs: dict[str, Any], processes: int = 1) -> Ended:
+    """`train_all` in a process of its own, or in several that train together."""
+    return forked(train_all, base, jobs, told=ranks(processes))

@@ -1,10 +1,7 @@
 """One process, two, four, or one with accumulation: the same samples, the same result."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.training.job import build_module
-from tests.training.test_resume_exactly import ROOT, run_jobs
+import main
+from tests.forked import forked, ranks
+from tests.training.job import build_module, run_jobs
 from tests.workspace import Workspace, weights
 
 BaseFolder = Callable[[str], Path]
@@ -68,15 +66,15 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny_base_folder: BaseFolder)
     folder, base = tmp_path_factory.mktemp("processes"), tiny_base_folder("eps")
 
     def job(name: str, count: int = 1, steps: int = STEPS, **more: Any) -> dict[str, Any]:
-        places = {"run": str(folder / name), "record": str(folder / f"{name}-samples")}
+        places = {"run": folder / name, "record": folder / f"{name}-samples"}
         return {**places, **COMMON, "steps": steps, "hardware": processes(count), **more}
 
     rows = [build_module(base).text.tokenizers[0].convert_tokens_to_ids("sks</w>")]
     phases = {**PHASES, "tokens": [rows]}
     searching = processes(2, "ddp_find_unused_parameters_true")
 
-    def done(*jobs: dict[str, Any]) -> None:
-        made = run_jobs(base, *jobs)
+    def done(*jobs: dict[str, Any], count: int = 1) -> None:
+        made = run_jobs(base, *jobs, processes=count)
         assert made.returncode == 0, made.stderr
 
     done(
@@ -90,11 +88,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny_base_folder: BaseFolder)
         job("half", count=2, steps=HALF),
         job("buckets-two", count=2, buckets=True),
         job("phases-two", phases=phases, hardware=searching),
+        count=2,
     )
     for name, count, accumulate in (("two-then-one", 1, 2), ("two-then-four", 4, 1)):
         shutil.copytree(folder / "half", folder / name)
         shutil.copytree(folder / "half-samples", folder / f"{name}-samples")
-        done(job(name, count=count, resume=True, accumulate=accumulate))
+        done(job(name, count=count, resume=True, accumulate=accumulate), count=count)
     return Runs(folder)
 
 
@@ -145,16 +144,9 @@ def test_two_processes_of_main_are_one_with_live_class_images(
         "snapshots__every": 2,
         "trainer__accelerator": "cpu",
     }
-
-    command = [sys.executable, str(ROOT / "main.py")]
     more = {"trainer__devices": 2, "trainer__strategy": "ddp"}
-    made = subprocess.run(
-        [*command, *place.words("--name", "two", **settings, **more)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    words = place.words("--name", "two", **settings, **more)
+    made = forked(main.main, words, told=ranks(2))
     assert made.returncode == 0, made.stderr
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the order of summation in the sampler could turn a pixel's last bit

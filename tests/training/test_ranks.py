@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+import main
 from ldm.checkpoint import find_resume
 from ldm.training.ranks import GRACE_SECONDS, STOPPED_EARLY
+from tests.forked import forked, ranks
 from tests.workspace import Workspace, difference
 
 ROOT = Path(__file__).parent.parent.parent
@@ -45,8 +47,8 @@ def place(
 
 @pytest.fixture(scope="module")
 def undisturbed(place: Workspace) -> Path:
-    ended = start([sys.executable, ROOT / "main.py", *place.words("--name", "whole", **SETTINGS)])
-    assert ended.status == 0, ended.said
+    ended = forked(main.main, place.words("--name", "whole", **SETTINGS), told=ranks(2))
+    assert ended.returncode == 0, ended.stderr
     return run_of(place, "whole")
 
 
@@ -100,8 +102,8 @@ def check_end(ended: Ended) -> None:
 def go_on(place: Workspace, name: str, undisturbed: Path) -> None:
     """Resume: it ends, by not a bit, anywhere else than the run that nothing happened to."""
     run = run_of(place, name)
-    resumed = start([sys.executable, ROOT / "main.py", "--resume", run])
-    assert resumed.status == 0, resumed.said
+    resumed = forked(main.main, ["--resume", str(run)], told=ranks(2))
+    assert resumed.returncode == 0, resumed.stderr
     for part in ("unet", "text_encoder"):
         assert difference(run, undisturbed, step=5, part=part) == 0
 
@@ -188,8 +190,8 @@ def test_stopped_while_waiting_for_class_images(rank: int, place: Workspace) -> 
     point = find_resume(run)
     assert point is not None and 0 < point.step < 5
     words = place.words("--name", f"whole-live{rank}", **LIVE)
-    whole = start([sys.executable, ROOT / "main.py", *words])
-    assert whole.status == 0, whole.said
+    whole = forked(main.main, words, told=ranks(2))
+    assert whole.returncode == 0, whole.stderr
     go_on(place, f"live{rank}", run_of(place, f"whole-live{rank}"))
 
 

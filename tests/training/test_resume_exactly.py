@@ -1,11 +1,7 @@
 """A run stopped and gone on with in a new process ends bit for bit where it would have ended."""
 
 import csv
-import json
-import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.forked import Ended
 from tests.torture import unequal
+from tests.training.job import run_jobs
 
-JOB = Path(__file__).with_name("job.py")
-ROOT = JOB.parents[2]
 LEVELS = ("INFO ", "WARNING ", "ERROR ", "CRITICAL ")
 TIMES = ("samples_per_second", "peak_memory_gib", "seconds")
 
@@ -37,16 +33,6 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 BaseFolder = Callable[[str], Path]
-Process = subprocess.CompletedProcess[str]
-
-
-def run_jobs(base: Path, *jobs: dict[str, Any]) -> Process:
-    """Train in a process of its own, one job after the other."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(JOB), str(base), json.dumps(jobs)]
-    return subprocess.run(
-        command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=900
-    )
 
 
 @dataclass
@@ -54,9 +40,9 @@ class Runs:
     """Each case trained through (`whole`) and interrupted (`parted`), by four processes."""
 
     folder: Path
-    first: Process  # whole runs, and those stopped by one signal after step 2
-    killed: Process  # SIGKILL after step 3, one step after saving
-    second: Process  # goes on with all that were interrupted
+    first: Ended  # whole runs, and those stopped by one signal after step 2
+    killed: Ended  # SIGKILL after step 3, one step after saving
+    second: Ended  # goes on with all that were interrupted
     rows_when_killed: list[dict[str, str]]
 
 
@@ -65,7 +51,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny_base_folder: BaseFolder)
     base, folder = tiny_base_folder("eps"), tmp_path_factory.mktemp("runs")
 
     def job(case: str, kind: str, **more: Any) -> dict[str, Any]:
-        return {"run": str(folder / kind / case), **COMMON, **CASES[case], **more}
+        return {"run": folder / kind / case, **COMMON, **CASES[case], **more}
 
     stop = {"kill": [2, [signal.SIGTERM]]}
     whole = [job(case, "whole") for case in CASES]
@@ -123,7 +109,7 @@ def test_one_signal_saves_and_says_how_to_go_on(runs: Runs) -> None:
 
 
 def test_two_signals_end_the_process_at_once(tmp_path: Path, tiny_base_folder: BaseFolder) -> None:
-    job = {"run": str(tmp_path), "steps": 5, "kill": [1, [signal.SIGINT, signal.SIGINT]]}
+    job = {"run": tmp_path, "steps": 5, "kill": [1, [signal.SIGINT, signal.SIGINT]]}
     assert run_jobs(tiny_base_folder("eps"), job).returncode == -signal.SIGINT
     assert not (tmp_path / "resume.ckpt").exists()
 

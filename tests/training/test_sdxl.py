@@ -1,6 +1,5 @@
 """Two text encoders in training: one embedding each, killed and gone on with, on two processes."""
 
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from ldm.training.phases import EMBEDDING, TEXT_ENCODER, groups_of
-from tests.torture import unequal
-from tests.training.job import build_module, train
+from tests.training.job import build_module, run_jobs, train
 from tests.training.test_phases import OPTIMIZERS, watched
-from tests.training.test_resume_exactly import rows_of, run_jobs
 
 BaseFolder = Callable[[str], Path]
 FIRST, SECOND = (f"trained.text_encoder{n}." for n in ("", "_2"))
@@ -96,50 +93,21 @@ def test_each_sample_is_predicted_with_its_own_sizes(tiny_base_folder: BaseFolde
     assert prompts == ["a robot", "a dog"] and torch.equal(own, sizes[1:])
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, tiny_base_folder: BaseFolder) -> Path:
-    """A whole run, one killed and gone on with, and one on two processes."""
-    base, folder = tiny_base_folder("sdxl"), tmp_path_factory.mktemp("runs")
-    common: dict[str, Any] = {"steps": 4, "accumulate": 1, "batch": 4, "ema": True, "save_every": 2}
-    common["phases"] = {"pivotal": 1, "tokens": rows(base)}
-    killed = run_jobs(
-        base, {"run": str(folder / "killed"), **common, "kill": [3, [signal.SIGKILL]]}
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    # Without a search for unused parameters: there are none.
-    two = {"accelerator": "cpu", "devices": 2, "strategy": "ddp"}
-    both = {**common, "phases": {}, "hardware": two}
-    made = run_jobs(base, {"run": str(folder / "two"), **both})
-    assert made.returncode == 0, made.stderr
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in processes of their own: it shows in the last bits
-    try:
-        train(folder / "killed", base, resume=True, **common)
-        train(folder / "whole", base, **common)
-        train(folder / "one", base, **{**common, "phases": {}})
-    finally:
-        torch.set_num_threads(threads)
-    return folder
-
-
-def snapshot(run: Path) -> dict[str, torch.Tensor]:
+def weights_of(run: Path) -> torch.Tensor:
     files = sorted((run / "snapshots/step-000004").glob("*.safetensors"))
     assert len(files) == 6, "UNet and two text encoders, and an average of each"
-    return {f"{f.name} {key}": value for f in files for key, value in load_file(f).items()}
+    tensors = [tensor for file in files for tensor in load_file(file).values()]
+    return torch.cat([tensor.double().flatten() for tensor in tensors])
 
 
-def test_a_killed_run_ends_bit_for_bit_where_one_left_in_peace_does(runs: Path) -> None:
-    whole, killed = runs / "whole", runs / "killed"
-    assert not list(unequal(snapshot(whole), snapshot(killed), "snapshot"))
-    ends = [torch.load(run / "resume.ckpt", weights_only=True) for run in (whole, killed)]
-    for part in ("global_step", "state_dict", "optimizer_states", "lr_schedulers"):
-        assert not list(unequal(ends[0][part], ends[1][part], part))
-    assert rows_of(whole) == rows_of(killed)
-
-
-def test_two_processes_learn_what_one_learns(runs: Path) -> None:
-    one, two = (
-        torch.cat([tensor.double().flatten() for tensor in snapshot(runs / name).values()])
-        for name in ("one", "two")
-    )
+def test_two_processes_learn_what_one_learns(tiny_base_folder: BaseFolder, tmp_path: Path) -> None:
+    """Without a search for unused parameters: there are none."""
+    base = tiny_base_folder("sdxl")
+    common: dict[str, Any] = {"steps": 4, "accumulate": 1, "batch": 4, "ema": True}
+    both = {"accelerator": "cpu", "devices": 2, "strategy": "ddp"}
+    job = {**common, "run": tmp_path / "two", "hardware": both}
+    made = run_jobs(base, job, processes=2)
+    assert made.returncode == 0, made.stderr
+    train(tmp_path / "one", base, **common)
+    one, two = weights_of(tmp_path / "one"), weights_of(tmp_path / "two")
     assert (one - two).norm() < 1e-5 * one.norm()

@@ -1,14 +1,18 @@
 """Names and shapes of the true checkpoints, as the original's networks have them."""
 
+import json
+import math
 from pathlib import Path
 
 import pytest
 import torch
 
+from ldm.errors import UserError
 from ldm.models.files.architectures import known_configs
 from ldm.models.files.keys import Kind, places_of, stored_as
 from ldm.models.files.networks import empty_network
 from ldm.models.files.recognise import recognise, unexpected
+from ldm.models.files.single_file import read_single_file
 from tests.models.files.ldm_reference import SIZES
 from tests.models.files.ldm_reference_text import LatentDiffusion, never_in_diffusers
 
@@ -84,3 +88,31 @@ def test_originals_are_recognised_with_all_that_training_left_in_them(
     assert unexpected([*own, *more], expected) == []
     wrong = "model.diffusion_model.input_blocks.12.0.weight"
     assert unexpected([*own, wrong], expected) == [wrong]
+
+
+def file_of(path: Path, shapes: Shapes) -> Path:
+    """A safetensors file in half precision whose content, all zeros, takes no room on the disk."""
+    header, end = {}, 0
+    for name, shape in shapes.items():
+        begin, end = end, end + 2 * math.prod(shape)
+        header[name] = {"dtype": "F16", "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
+    return path
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_another_shape_than_the_published_one_stops_with_its_name(
+    originals: dict[str, Shapes], kind: Kind, tmp_path: Path
+) -> None:
+    name = "model.diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_k.weight"
+    rows, columns = originals[kind][name]
+    path = file_of(tmp_path / "m.safetensors", {**originals[kind], name: (rows, columns + 1)})
+    with pytest.raises(UserError) as raised:
+        read_single_file(path, prediction_type="epsilon")
+    wrong, right = [rows, columns + 1], [rows, columns]
+    assert f"it has {name} of shape {wrong}, where {right} is right; what other" in str(
+        raised.value
+    )
