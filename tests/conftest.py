@@ -48,6 +48,14 @@ def tiny_base_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str]
     return folder
 
 
+@pytest.fixture
+def empty_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports are written as ever, with plots that nothing is drawn in: drawing takes seconds."""
+    from ldm.evaluation.report import plots
+
+    monkeypatch.setattr(plots, "svg", lambda figure, title: f"<svg><title>{title}</title></svg>")
+
+
 def build_tiny_base(folder: Path, kind: str) -> None:
     """Write a Stable Diffusion of about 60,000 random weights, as diffusers saves it.
 

@@ -4,6 +4,7 @@
 of it are easily confused by prompts, so "ldm" is the one to trust.
 """
 
+import functools
 import json
 import platform
 import re
@@ -74,8 +75,9 @@ def parameters_text(settings: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+@functools.cache  # a look into each library's files, for every picture
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of the libraries that a picture depends on."""
+    """Return the versions of Python and of the libraries that a picture depends on: read only."""
     return {"python": platform.python_version()} | {n: metadata.version(n) for n in _LIBRARIES}
 
 

@@ -27,6 +27,8 @@ from ldm.training.samples import save_picture
 from tests.evaluation.fake import BrightnessOracle
 from tests.workspace import Workspace, evaluated, weights
 
+pytestmark = pytest.mark.usefixtures("empty_plots")
+
 Folder = Callable[[str], Path]
 
 

@@ -21,6 +21,8 @@ from ldm.run.export import describe
 from scripts import export as export_script
 from tests.workspace import Workspace, evaluated
 
+pytestmark = pytest.mark.usefixtures("empty_plots")
+
 SCRIPT = Path(__file__).parents[2] / "scripts" / "evaluate.py"
 
 

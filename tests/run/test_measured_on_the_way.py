@@ -28,6 +28,8 @@ from ldm.training.samples import save_picture
 from tests.training.test_resume_exactly import rows_of
 from tests.workspace import Workspace, difference, evaluated
 
+pytestmark = pytest.mark.usefixtures("empty_plots")
+
 ON_THE_WAY: dict[str, object] = {
     "evaluation.every": 2,
     "evaluation.export": "false",

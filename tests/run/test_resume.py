@@ -18,6 +18,8 @@ from ldm.sampling.metadata import read_settings
 from tests.torture import unequal
 from tests.workspace import Workspace, difference, evaluated, weights
 
+pytestmark = pytest.mark.usefixtures("empty_plots")
+
 
 @pytest.fixture
 def place(tmp_path: Path, tiny_base_folder: Callable[[str], Path]) -> Workspace:
