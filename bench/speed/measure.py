@@ -11,6 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+# Runs a command and tells, in a last line, the most memory it had. From a small process: a child's
+# most counts what its parent had when it was forked.
+WRAPPER = """\
+import resource, subprocess, sys
+status = subprocess.call(sys.argv[1:])
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+sys.exit(status)
+"""
 Numbers = Mapping[str, float]
 
 
@@ -31,17 +39,16 @@ def run(command: Sequence[str | Path], python_path: str = "") -> Ran:
         environment["PYTHONPATH"] = python_path
     with tempfile.TemporaryFile("w+") as said:
         began = time.time()
-        process = subprocess.Popen(
-            [str(word) for word in command], cwd=ROOT, env=environment, stdout=said, stderr=said
-        )
-        _, status, usage = os.wait4(process.pid, 0)
+        words = [sys.executable, "-S", "-c", WRAPPER, *map(str, command)]
+        status = subprocess.call(words, cwd=ROOT, env=environment, stdout=said, stderr=said)
         seconds = time.time() - began
         said.seek(0)
         output = said.read()
     if status:
         raise SystemExit(f"{' '.join(map(str, command))}\n{output[-3000:]}")
-    kib = usage.ru_maxrss / (1024 if sys.platform == "darwin" else 1)
-    return Ran(began, seconds, kib / 2**20, output)
+    *lines, most = output.splitlines()
+    kib = int(most) / (1024 if sys.platform == "darwin" else 1)
+    return Ran(began, seconds, kib / 2**20, "\n".join(lines))
 
 
 def step_times(folder: Path) -> list[float]:

@@ -16,8 +16,8 @@ log = logging.getLogger(__name__)
 def state_bytes(module: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> int:
     """About what a resume state takes on the disk: the module's tensors and the optimizers'.
 
-    Before its first step an optimizer has no tensors: those of Adam, two float32 per parameter,
-    are reckoned with.
+    Before its first step an optimizer has no tensors: those of Adam, two per parameter and of
+    float32 at least, are reckoned with.
     """
     size = tensor_bytes(module.state_dict())
     for optimizer in optimizers:
@@ -25,7 +25,8 @@ def state_bytes(module: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) 
         kept = [value for state in optimizer.state.values() for value in state.values()]
         tensors = [value for value in kept if isinstance(value, Tensor)]
         size += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-        size += 0 if tensors else sum(8 * parameter.numel() for parameter in parameters)
+        if not tensors:
+            size += sum(2 * p.numel() * max(4, p.element_size()) for p in parameters)
     return size
 
 

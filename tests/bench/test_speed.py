@@ -63,8 +63,9 @@ def test_a_command_that_fails_ends_the_comparison() -> None:
 
 
 def test_memory_is_that_of_the_command() -> None:
+    mine = bytearray(600 * 2**20)  # what this process holds does not count
     ran = run(["python3", "-c", "x = bytearray(300 * 2**20)"])
-    assert 0.29 < ran.peak_gib < 0.45
+    assert 0.29 < ran.peak_gib < 0.45 and mine
 
 
 def test_the_base_that_every_contender_can_load(
