@@ -20,7 +20,6 @@ import re
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,7 @@ from ldm.models.pipeline import pipeline_of
 from ldm.models.quantised import quantise
 from ldm.run.adapters import adapters_of
 from ldm.run.memory import GIB, memory_bytes
-from ldm.run.prepare import Prepared, needs_frozen_copy
+from ldm.run.prepare import Prepared, frozen_of
 from ldm.run.subjects import find_inputs
 from ldm.run.trained import base_dtype, frozen_bits, load_trained
 from tests.conftest import TINY_WORDS, tiny_tokenizer
@@ -131,7 +130,7 @@ def predicted(name: str, words: list[str]) -> float:
     base.to("meta", base_dtype(config))
     if bits := frozen_bits(config):
         quantise(base, bits)
-    frozen = replace(base) if needs_frozen_copy(config) else None
+    frozen = frozen_of(config, base)
     resolution = config.data.resolution or base.default_resolution
     ready = Prepared(base, list(find_inputs(config)), [], resolution, [], frozen)
     ready.adapters = adapters_of(config, base)

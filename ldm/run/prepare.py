@@ -100,13 +100,22 @@ def prepare(config: Config, to_train: bool = True) -> Prepared:
     _tell_of_unused_masks(config, pictures)
     tiny = config.samples.vae if to_train else None
     tiny_vae = load_tiny_vae(tiny, base.vae) if tiny else None
-    frozen = None
-    if to_train and needs_frozen_copy(config):
-        frozen = frozen_copy(base, () if prior and prior.images == "live" else untrained(config))
+    frozen = frozen_of(config, base) if to_train else None
     adapters = adapters_of(config, base)  # the copy stays without
     return Prepared(
         base, subjects, own, resolution, heldout, frozen, instruments, adapters, tiny_vae
     )
+
+
+def frozen_of(config: Config, base: BaseModel) -> BaseModel | None:
+    """A copy of the untouched base, where one is needed; what is not trained is shared with it.
+
+    Nothing is where a thread draws with the copy.
+    """
+    prior = config.prior
+    if prior is None or not needs_frozen_copy(config):
+        return None
+    return frozen_copy(base, () if prior.images == "live" else untrained(config))
 
 
 def untrained(config: Config) -> list[str]:

@@ -14,13 +14,12 @@ import torch
 from ldm.config import Config, load_config
 from ldm.config.checks import combination_problems
 from ldm.config.ranges import range_problems, value_at
-from ldm.models.base import frozen_copy
 from ldm.models.quantised import quantise
 from ldm.run import memory
 from ldm.run.adapters import adapters_of
 from ldm.run.device import precision_of
 from ldm.run.memory import GIB
-from ldm.run.prepare import Prepared, needs_frozen_copy
+from ldm.run.prepare import Prepared, frozen_of
 from ldm.run.resume import MAY_CHANGE
 from ldm.run.trained import base_dtype, frozen_bits
 from ldm.run.watermark import copy_of
@@ -159,7 +158,7 @@ def _with(config: Config, ready: Prepared, *options: Option) -> tuple[Config, Pr
     base.to("meta", None if base.bits else base_dtype(config))
     if (bits := frozen_bits(config)) and not base.bits:
         quantise(base, bits)
-    frozen = frozen_copy(base) if needs_frozen_copy(config) else None
+    frozen = frozen_of(config, base)
     resolution = config.data.resolution or ready.resolution
     own = adapters_of(config, base)
     changed = replace(ready, base=base, frozen=frozen, adapters=own, resolution=resolution)

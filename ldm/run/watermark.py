@@ -99,7 +99,8 @@ def training_need(
     adapters: those in `base`, without which it is its own teacher. prepare: sets what is trained of
     the copies that it is given, and returns it. kept: bytes that optimizer and averages hold for
     each trained parameter, beside weights and gradients. teacher: an untouched copy of the base,
-    where one is held as well. fused_backward: gradients are freed one by one.
+    where one is held as well; what it shares with `base` counts once. fused_backward: gradients are
+    freed one by one.
     """
     with _fakes() as fake:
         student, own = fake(base, adapters)
@@ -109,7 +110,11 @@ def training_need(
         parameters = [p for p in parameters if p.requires_grad]
         for parameter in parameters if fused_backward else ():
             parameter.register_post_accumulate_grad_hook(_free)
-        frozen = fake(teacher)[0] if teacher else None
+        frozen = None
+        if teacher:
+            parts = {"vae": base.vae, **base.networks}
+            shared = {name: getattr(student, name) for name in parts if _has(teacher, name, parts)}
+            frozen = replace(fake(teacher)[0], **shared)
         held = [*_tensors(student), *(_tensors(frozen) if frozen else ())]
         with Watermark(held) as mark:
             for _ in range(passes):
@@ -149,6 +154,11 @@ def drawing_stages(
             model.vae.decode(clean[: min(batch, at_once)])
             most["vae"] = mark.restart()
     return {name: peak - weights for name, peak in most.items()}
+
+
+def _has(model: BaseModel, name: str, parts: Mapping[str, nn.Module]) -> bool:
+    """Whether it shares a part."""
+    return getattr(model, name) is parts[name]
 
 
 def _free(parameter: Tensor) -> None:

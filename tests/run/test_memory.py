@@ -9,7 +9,7 @@ from torch import nn
 
 from ldm.config import load_config
 from ldm.models.adapters import Adapter
-from ldm.models.base import BaseModel, load_base
+from ldm.models.base import BaseModel, frozen_copy, load_base
 from ldm.models.precision import autocast
 from ldm.models.trainable import prepare_training
 from ldm.models.unet import predict
@@ -97,6 +97,23 @@ def test_drawing_takes_what_was_predicted(tiny_base_folder: Base) -> None:
     predicted = drawing_bytes(base, side, batch=2, guided=True)
     assert predicted == pytest.approx(most_allocated(draw), rel=0.1)
     assert drawing_bytes(base, side, batch=2, guided=False) < predicted
+
+
+@pytest.mark.parametrize("shared", ["vae", "text_encoder"])
+def test_what_a_frozen_copy_shares_counts_once(tiny_base_folder: Base, shared: str) -> None:
+    base = load_base(tiny_base_folder("eps"))
+    one = Pass(PROMPTS, 2, TINY_RESOLUTION, "fp32")
+
+    def held(teacher: BaseModel) -> int:
+        def prepare(model: BaseModel, _: Mapping[str, Adapter]) -> Mapping[str, nn.Module]:
+            return prepare_training(model, False, False)
+
+        return training_need(base, {}, prepare, one, teacher=teacher).held
+
+    part: nn.Module = getattr(base, shared)
+    tensors = (*part.parameters(), *part.buffers())
+    saved = held(frozen_copy(base)) - held(frozen_copy(base, [shared]))
+    assert saved == sum(tensor.nbytes for tensor in tensors)
 
 
 @pytest.fixture
