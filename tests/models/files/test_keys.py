@@ -1,4 +1,4 @@
-"""Names and shapes of the true checkpoints, as the original's networks have them."""
+"""Names and shapes of the published checkpoints: tables, the reference implementation, ours."""
 
 import json
 import math
@@ -27,17 +27,35 @@ PARAMETERS = {
     ("sdxl", "model.diffusion_model."): 2_567_463_684,
     ("sdxl", "conditioner.embedders.1."): 694_659_841,
 }
+POSITIONS = "transformer.text_model.embeddings.position_ids"  # numbers 0 to 76, not a weight
+
+
+def table(kind: Kind) -> Shapes:
+    """Name -> shape, of every tensor in the published checkpoint (v1-5-pruned-emaonly,
+    v2-1_768-ema-pruned, sd_xl_base_1.0) that is a network's."""
+    found = {}
+    for line in (Path(__file__).parent / "tables" / f"{kind}.txt").read_text().splitlines():
+        name, _, shape = line.partition(" ")
+        found[name] = tuple(int(size) for size in shape.split(",") if size)
+    return found
 
 
 @pytest.fixture(scope="module")
 def originals() -> dict[str, Shapes]:
-    """Kind -> name -> shape, of every tensor in a checkpoint of the original."""
-    with torch.device("meta"):
-        models = {kind: LatentDiffusion(SIZES[kind]) for kind in KINDS}
+    """Kind -> name -> shape, of every weight in the published checkpoint."""
+    tables = {kind: table(kind) for kind in KINDS}
     return {
-        kind: {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-        for kind, model in models.items()
+        kind: {name: shape for name, shape in shapes.items() if not name.endswith(POSITIONS)}
+        for kind, shapes in tables.items()
     }
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_reference_implementation_has_the_published_names_and_shapes(kind: Kind) -> None:
+    with torch.device("meta"):
+        state = LatentDiffusion(SIZES[kind]).state_dict()
+    published = {n: shape for n, shape in table(kind).items() if not n.endswith(POSITIONS)}
+    assert {name: tuple(tensor.shape) for name, tensor in state.items()} == published
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -79,10 +97,10 @@ def test_originals_are_recognised_with_all_that_training_left_in_them(
         "posterior_mean_coef1": (1000,),
         "model_ema.decay": (),
         "model_ema.diffusion_modelout2weight": (4, 320, 3, 3),
-        "cond_stage_model.transformer.text_model.embeddings.position_ids": (1, 77),
     }
-    if kind == "sdxl":
-        more = {"conditioner.embedders.0.transformer.text_model.embeddings.position_ids": (1, 77)}
+    more = {n: shape for n, shape in table(kind).items() if n not in own} | (
+        {} if kind == "sdxl" else more
+    )
     assert recognise(Path("any"), {**own, **more}) == kind
     expected = set(own) - never_in_diffusers(SIZES[kind])
     assert unexpected([*own, *more], expected) == []
