@@ -27,7 +27,6 @@ from typing import Any
 import torch
 
 from ldm.config import Config, load_config, split_command_line
-from ldm.models.adapters import merged
 from ldm.models.base import BaseModel, load_base
 from ldm.models.files.architectures import NAMES, SCHEDULER, known_configs
 from ldm.models.files.keys import Kind
@@ -207,8 +206,9 @@ def prove(name: str, words: list[str], below: Path) -> dict[str, Any]:
 def digests_of_run(folder: Path) -> dict[str, str]:
     """Of the last snapshot, merged into its base."""
     trained = load_trained(folder, "last")
-    with merged(trained.adapters):
-        return digests(trained.base)
+    for adapter in trained.adapters.values():
+        adapter.merge()
+    return digests(trained.base)
 
 
 def digests(base: BaseModel) -> dict[str, str]:

@@ -91,6 +91,23 @@ def test_every_kind_trains_and_merges_and_leaves_the_base(
         torch.testing.assert_close(predict(base), adapted, rtol=0, atol=0)
 
 
+def test_a_merge_for_good_is_in_place(tiny_base_folder: TinyFolder) -> None:
+    """Large models are merged where there is no room for them twice."""
+    base = load_base(tiny_base_folder("eps"))
+    adapters = add_adapters({"unet": base.unet}, settings_of("lora"))
+    disturb(adapters)
+    (adapter,) = adapters.values()
+    weights = {name: layer.get_base_layer().weight for name, layer in adapter.layers.items()}
+    before = {name: (weight.data_ptr(), weight.clone()) for name, weight in weights.items()}
+    adapted = predict(base)
+    adapter.merge()
+    torch.testing.assert_close(predict(base), adapted, rtol=0, atol=1e-5)
+    for name, (place, weight) in before.items():
+        assert weights[name].data_ptr() == place and not torch.equal(weights[name], weight)
+    with pytest.raises(ValueError, match="merged already"):
+        adapter.merge()
+
+
 @pytest.mark.parametrize("kind", ("lora", "dora"))
 def test_checkpointing_gives_the_same_gradients(tiny_base_folder: TinyFolder, kind: str) -> None:
     """Also where nothing before an adapter requires gradients."""

@@ -64,7 +64,8 @@ class Adapter(nn.Module):
         if tokens:
             self.rows.append(TokenRows(self.get_input_embeddings(), tokens))
             self.set_input_embeddings(self.rows[0])
-        self._kept: dict[str, Tensor] = {}  # the base's weights, while merged
+        self.is_merged = False
+        self._kept: dict[str, Tensor] = {}  # the base's weights, while merged to be unmerged
         for name, parameter in network.named_parameters():
             if parameter.requires_grad:  # not the base's own
                 parameter.data = parameter.data.to(torch.float32)
@@ -117,34 +118,39 @@ class Adapter(nn.Module):
         own, inside = self.state_dict(), f"{layer}."
         return {key.removeprefix(inside): own[key] for key in own if key.startswith(inside)}
 
-    def merge(self) -> None:
+    def merge(self, keep: bool = False) -> None:
         """Add what was learnt to the network's own weights and take peft's layers out of it.
 
+        keep: the network's own weights, for `unmerge`; else it is for good, and takes no memory.
         With a `timestep_rank` that is another network: the whole rank at all timesteps.
         ValueError: it is merged already, or the weights are in few bits, where it would be lost.
         """
-        if self._kept:
+        if self.is_merged:
             raise ValueError("the adapter is merged already")
         if any(isinstance(x.get_base_layer(), QuantisedLinear) for x in self.layers.values()):
             raise ValueError("the network's weights are quantised: merge into the base's own")
         for name, layer in self.layers.items():
             base = layer.get_base_layer()
-            self._kept[name] = base.weight.data
-            base.weight.data = base.weight.data.clone()
+            if keep:
+                self._kept[name] = base.weight.data
+                base.weight.data = base.weight.data.clone()
             layer.merge()
         for rows in self.rows:
-            self._kept[EMBEDDING] = rows.embedding.weight.data
+            if keep:
+                self._kept[EMBEDDING] = rows.embedding.weight.data
             rows.embedding.weight.data = rows.whole()
         self.take_out()
+        self.is_merged = True
 
     def unmerge(self) -> None:
-        """Undo `merge`: the network's own weights are, bit for bit, what they were."""
+        """Undo `merge(keep=True)`: the network's weights are, bit for bit, what they were."""
         for name, layer in self.layers.items():
             layer.unmerge()  # forgets that it was merged; what it computes is only nearly right
             layer.get_base_layer().weight.data = self._kept.pop(name)
         for rows in self.rows:
             rows.embedding.weight.data = self._kept.pop(EMBEDDING)
         self.put_in()
+        self.is_merged = False
 
     def take_out(self) -> None:
         """Leave the network with plain layers and embedding, and the weights that these hold."""
@@ -220,7 +226,7 @@ def merged(adapters: Mapping[str, Adapter]) -> Iterator[None]:
     """Inside, the networks are plain, the adapters' weights added to theirs; then as before."""
     with contextlib.ExitStack() as undone:
         for adapter in adapters.values():
-            adapter.merge()
+            adapter.merge(keep=True)
             undone.callback(adapter.unmerge)
         yield
 

@@ -24,7 +24,7 @@ from ldm.export import (
     write_files,
 )
 from ldm.export.single_file import SUFFIX
-from ldm.models.adapters import Adapter, extract_lora, merged
+from ldm.models.adapters import Adapter, extract_lora
 from ldm.models.base import BaseModel
 from ldm.models.choices import Choices
 from ldm.models.files.single_file import ABOUT as KEY
@@ -65,8 +65,7 @@ def of_run(run: Path, snapshot: str, ema: bool, rank: int | None = None) -> Expo
     warn_of_whole_rank(about)
     if rank is None:
         return Exported(model, about, run, trained.adapters)
-    for adapter in trained.adapters.values():
-        adapter.merge()
+    _merge(trained.adapters)
     untouched = load_untouched(trained.config)
     parts = {name.split(".")[0] for name in trained.manifest["files"]}
     networks = {name: net for name, net in untouched.networks.items() if name in parts}
@@ -89,13 +88,19 @@ def _as_folder(exported: Exported, out: Path, dtype: torch.dtype) -> None:
     base, about = exported.base, exported.about
     files = adapter_files(exported.adapters, base.kind, about)
     files = {**files, **card_files(exported.run, about)}
-    with merged(exported.adapters):
-        export_folder(base, out, dtype, about, files)
+    _merge(exported.adapters)
+    export_folder(base, out, dtype, about, files)
 
 
 def _as_single_file(exported: Exported, out: Path, dtype: torch.dtype) -> None:
-    with merged(exported.adapters):
-        export_single_file(exported.base, out, dtype, exported.about)
+    _merge(exported.adapters)
+    export_single_file(exported.base, out, dtype, exported.about)
+
+
+def _merge(adapters: Mapping[str, Adapter]) -> None:
+    """For good: what is exported is used for nothing else."""
+    for adapter in adapters.values():
+        adapter.merge()
 
 
 def _as_lora(exported: Exported, out: Path, dtype: torch.dtype) -> None:
@@ -133,18 +138,18 @@ def _as_embedding(exported: Exported, out: Path, dtype: torch.dtype) -> None:
     config, text = read_config(exported.run), exported.base.text
     before = [_embedding(encoder) for encoder in load_untouched(config).text.encoders]
     files: dict[str, Any] = {ABOUT: json.dumps(exported.about, indent=2)}
-    with merged(exported.adapters):
-        after = [_embedding(encoder) for encoder in text.encoders]
-        for word in identifiers_of(config):
-            tokens = [each(word, add_special_tokens=False).input_ids for each in text.tokenizers]
-            same = zip(after, before, tokens, strict=True)
-            if all(torch.equal(now[own], then[own]) for now, then, own in same):
-                raise UserError(
-                    f"--format embedding: the run left the embedding of {word!r} as the base has "
-                    "it; train it with model.train_text_encoder or training.pivotal, or take "
-                    "another format"
-                )
-            files[f"{word}.safetensors"] = embedding_file(after, tokens, f"<{word}>")
+    _merge(exported.adapters)
+    after = [_embedding(encoder) for encoder in text.encoders]
+    for word in identifiers_of(config):
+        tokens = [each(word, add_special_tokens=False).input_ids for each in text.tokenizers]
+        same = zip(after, before, tokens, strict=True)
+        if all(torch.equal(now[own], then[own]) for now, then, own in same):
+            raise UserError(
+                f"--format embedding: the run left the embedding of {word!r} as the base has "
+                "it; train it with model.train_text_encoder or training.pivotal, or take "
+                "another format"
+            )
+        files[f"{word}.safetensors"] = embedding_file(after, tokens, f"<{word}>")
     write_files(out, files, dtype)
 
 
