@@ -24,6 +24,7 @@ from ldm.models.vae import load_tiny_vae
 from ldm.run.adapters import adapters_of
 from ldm.run.device import kind_of_device, precision_of
 from ldm.run.folder import check_writable
+from ldm.run.heap import return_large_blocks
 from ldm.run.instruments import Instruments, load_instruments, questions_of
 from ldm.run.settings import as_trained
 from ldm.run.subjects import SubjectInputs, find_inputs, identifiers_of
@@ -78,6 +79,7 @@ def prepare(config: Config, to_train: bool = True) -> Prepared:
 
     to_train: False leaves out what only training needs.
     """
+    return_large_blocks()
     if to_train:
         _check_packages(config)
         _check_folders(config)
