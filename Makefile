@@ -3,7 +3,7 @@ PYTHON ?= python3
 NAME ?= demo
 BIN := .venv/bin
 
-.PHONY: demo test format clean
+.PHONY: demo test bench format clean
 
 # Train on the shipped subject, then draw it where it has never been. `make demo NAME=mine` names the run.
 demo: .venv/ready
@@ -21,6 +21,11 @@ test: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --dist loadfile
+
+# Speed and memory again, compared with what bench/speed.json has; PEER names diffusers' side.
+# make bench PEER="--diffusers CHECKOUT --python PYTHON"
+bench: .venv/ready
+	$(BIN)/python -m bench.speed $(PEER)
 
 format: .venv/ready
 	$(BIN)/ruff check --fix .

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 
 from ldm.models.base import BaseModel, load_base
 from ldm.models.precision import autocast
@@ -21,30 +22,41 @@ from ldm.models.unet import predict
 PROMPTS = ("a drawing of sks robot", "a drawing of a robot")
 
 
-def step(base: BaseModel, steps: int, samples: int, pixels: int, precision: str) -> dict[str, Any]:
+def step(
+    base: BaseModel, steps: int, samples: int, pixels: int, precision: str, vae: bool = False
+) -> dict[str, Any]:
     """Forward, backward and fused AdamW of UNet and text encoder; half of each prompt's samples.
 
-    The two prompts are encoded once each, as that is all the work there is.
+    The two prompts are encoded once each, as that is all the work there is. vae: its encoder is
+    trained as well, on pictures, and its decoder has nothing to do; else latents are there, as
+    training with a frozen VAE has them, and the VAE is not.
     """
-    networks = (base.unet, base.text_encoder)
+    networks: list[nn.Module] = [base.unet, base.text_encoder]
+    side, channels = pixels // base.latent_factor, base.latent_channels
+    if vae:
+        networks += [base.vae.encoder, base.vae.quant_conv]
+    else:
+        del base.vae
     for network in networks:
         network.requires_grad_(True).train()
     weights = [weight for network in networks for weight in network.parameters()]
     optimizer = torch.optim.AdamW(weights, lr=1e-6, fused=True)
-    side = pixels // base.latent_factor
-    noisy = torch.randn(samples, base.latent_channels, side, side)
+    noisy = torch.randn(samples, channels, side, side)
     target, t = torch.randn_like(noisy), torch.randint(0, 1000, (samples,))
     prompts = [PROMPTS[place * 2 // samples] for place in range(samples)]
+    pictures = torch.rand(samples, 3, pixels, pixels) if vae else None
 
     def once() -> None:
         with autocast(torch.device("cpu"), precision):
-            text = base.text.encode(prompts, "cpu")
-            prediction = predict(base.unet, noisy, t, text, None)
+            text, given = base.text.encode(prompts, "cpu"), noisy
+            if pictures is not None:
+                given = noisy + base.vae.encode(pictures).latent_dist.mean
+            prediction = predict(base.unet, given, t, text, None)
         (prediction - target).pow(2).mean().backward()
         optimizer.step()
         optimizer.zero_grad()
 
-    return {"seconds": _median(once, steps)}
+    return {"seconds": _median(once, steps, warm=min(3, steps))}
 
 
 def draw(base: BaseModel, count: int, batch: int, steps: int) -> dict[str, Any]:
@@ -159,6 +171,7 @@ def main() -> None:
     parser.add_argument("base")
     parser.add_argument("numbers", nargs="*", type=float)
     parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--vae", action="store_true", help="trained too")
     args = parser.parse_intermixed_args()
     numbers = [int(number) if number.is_integer() else number for number in args.numbers]
     call: Callable[..., dict[str, Any]] = globals()[args.what]
@@ -166,7 +179,7 @@ def main() -> None:
         found = call(args.base, *numbers)
     elif args.what == "step":
         steps, samples, pixels = map(int, args.numbers)
-        found = step(load_base(args.base), steps, samples, pixels, args.precision)
+        found = step(load_base(args.base), steps, samples, pixels, args.precision, args.vae)
     else:
         found = call(load_base(args.base), *numbers)
     print(json.dumps(found))

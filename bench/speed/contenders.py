@@ -5,13 +5,15 @@ import json
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bench.speed.measure import Numbers, Ran, run, seconds_per_step, step_times
+from bench.speed.measure import ROOT, Numbers, Ran, run, seconds_per_step, step_times
 
 STEPS, WARM = 22, 6  # of a training run, and how many of them are not counted
+FEW = 4, 1  # the same where a step takes many seconds
 NEVER = 100_000
+FULL_SIZE = "data/cache/full_size"  # where bases of random weights are made, once
 PROMPT, CLASS_PROMPT = "a drawing of [V] robot", "a drawing of a robot"
 
 
@@ -34,10 +36,10 @@ class Place:
         return made
 
 
-def bare(place: Place, what: str, *numbers: float, precision: str = "fp32") -> Numbers:
+def bare(place: Place, what: str, *numbers: float, options: Sequence[str] = ()) -> Numbers:
     words = [str(number) for number in numbers]
     command = [sys.executable, "-m", "bench.speed.bare", what, str(place.base), *words]
-    ran = run([*command, "--precision", precision])
+    ran = run([*command, *options])
     told: dict[str, float] = json.loads(ran.output.splitlines()[-1])
     return {"peak_gib": ran.peak_gib, "whole": ran.seconds, **told}
 
@@ -74,9 +76,9 @@ def train(place: Place, *overrides: str, steps: int = STEPS) -> tuple[Ran, Path]
     return ran, folder
 
 
-def ours(place: Place, *overrides: str) -> Numbers:
-    ran, folder = train(place, *overrides)
-    return {"seconds": seconds_per_step(folder, WARM), "peak_gib": ran.peak_gib}
+def ours(place: Place, *overrides: str, steps: int = STEPS, warm: int = WARM) -> Numbers:
+    ran, folder = train(place, *overrides, steps=steps)
+    return {"seconds": seconds_per_step(folder, warm), "peak_gib": ran.peak_gib}
 
 
 def script(place: Place, class_folder: Path, *options: str, steps: int = STEPS) -> tuple[Ran, Path]:
@@ -110,9 +112,9 @@ def script(place: Place, class_folder: Path, *options: str, steps: int = STEPS) 
     return run([*command, *options]), out
 
 
-def theirs(place: Place, *options: str) -> Numbers:
-    ran, out = script(place, place.class_pictures, *options)
-    return {"seconds": seconds_per_step(out, WARM), "peak_gib": ran.peak_gib}
+def theirs(place: Place, *options: str, steps: int = STEPS, warm: int = WARM) -> Numbers:
+    ran, out = script(place, place.class_pictures, *options, steps=steps)
+    return {"seconds": seconds_per_step(out, warm), "peak_gib": ran.peak_gib}
 
 
 def our_class_images(place: Place, count: int) -> Numbers:
@@ -150,11 +152,18 @@ def command_line(place: Place, words: Sequence[str]) -> Numbers:
     return {"seconds": run([sys.executable, "-S", "-c", inner]).seconds}
 
 
+def true_size(place: Place) -> Place:
+    """With random weights of Stable Diffusion 1.5's architecture in the base's place."""
+    from tests.full_size import folder_of
+
+    return replace(place, base=fp32_copy(folder_of("sd15", ROOT / FULL_SIZE), place.folder))
+
+
 def fp32_copy(base: Path, folder: Path) -> Path:
     """The base with weights in float32: diffusers' script takes no others."""
     from safetensors.torch import load_file, save_file
 
-    made = folder / "base"
+    made = folder / base.name
     if not made.is_dir():
         shutil.copytree(base, made)
         for file in made.rglob("*.safetensors"):
