@@ -21,7 +21,7 @@ from typing import Any
 
 from bench.speed.contenders import Place, fp32_copy, pictures_of
 from bench.speed.measure import ROOT
-from bench.speed.works import GROUPS, USUAL, Row
+from bench.speed.works import GROUPS, LONG, USUAL, Row
 
 RECORD, TABLE = ROOT / "bench" / "speed.json", ROOT / "bench" / "speed.md"
 PACKAGES = ("torch", "pytorch-lightning", "diffusers", "transformers")
@@ -97,7 +97,7 @@ def main() -> None:
     add = parser.add_argument
     add("--diffusers", type=Path, metavar="CHECKOUT")
     add("--python", type=Path, default=Path(sys.executable))
-    add("--only", nargs="+", choices=GROUPS, default=USUAL, help="default: all but true_size")
+    add("--only", nargs="+", choices=GROUPS, default=USUAL, help=f"default: all but {LONG}")
     add("--rounds", type=int, default=3)
     args = parser.parse_args()
     command = "python -m bench.speed " + " ".join(

@@ -9,7 +9,7 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,12 +19,41 @@ from ldm.models.base import BaseModel, load_base
 from ldm.models.precision import autocast
 from ldm.models.unet import predict
 
+WHAT = ("step", "compiled", "draw", "one_pass", "ours", "pipeline", "start")
 PROMPTS = ("a drawing of sks robot", "a drawing of a robot")
 
 
 def step(
     base: BaseModel, steps: int, samples: int, pixels: int, precision: str, vae: bool = False
 ) -> dict[str, Any]:
+    """Seconds of `stepper`, the median."""
+    once = stepper(base, samples, pixels, precision, vae)
+    return {"seconds": _median(once, steps, warm=min(3, steps))}
+
+
+def compiled(source: str, rounds: int, samples: int, pixels: int) -> dict[str, Any]:
+    """A step with the UNet's blocks compiled and one as written, in turn; what compiling took."""
+    from ldm.training.compiled import compile_blocks
+
+    plain, other = load_base(source), load_base(source)
+    compile_blocks(other.unet)
+    calls = [stepper(base, samples, pixels, "fp32") for base in (other, plain)]
+    firsts = []
+    for call in calls:
+        began = time.perf_counter()
+        call()
+        firsts.append(time.perf_counter() - began)
+        call()
+    times = _alternating(calls, rounds)
+    ratios = [written / quick for quick, written in zip(*times, strict=True)]
+    quick, written = map(statistics.median, times)
+    return {"compiled": quick, "written": written, "ratio": statistics.median(ratios),
+            "compiling": firsts[0] - firsts[1]}  # fmt: skip
+
+
+def stepper(
+    base: BaseModel, samples: int, pixels: int, precision: str, vae: bool = False
+) -> Callable[[], None]:
     """Forward, backward and fused AdamW of UNet and text encoder; half of each prompt's samples.
 
     The two prompts are encoded once each, as that is all the work there is. vae: its encoder is
@@ -56,7 +85,7 @@ def step(
         optimizer.step()
         optimizer.zero_grad()
 
-    return {"seconds": _median(once, steps, warm=min(3, steps))}
+    return once
 
 
 def draw(base: BaseModel, count: int, batch: int, steps: int) -> dict[str, Any]:
@@ -91,15 +120,10 @@ def one_pass(base: BaseModel, rounds: int, batch: int) -> dict[str, Any]:
         predict(base.unet, latents, 500, text[batch:], None)
 
     calls: list[Callable[[], object]] = [lambda: predict(base.unet, double, 500, text, None), two]
-    times: list[list[float]] = [[], []]
     with torch.no_grad():
         for call in calls * 2:
             call()
-        for _ in range(rounds):
-            for place, call in enumerate(calls):
-                began = time.perf_counter()
-                call()
-                times[place].append(time.perf_counter() - began)
+        times = _alternating(calls, rounds)
     ratios = [two_calls / one for one, two_calls in zip(*times, strict=True)]
     return {"one": statistics.median(times[0]), "two": statistics.median(times[1]),
             "ratio": statistics.median(ratios)}  # fmt: skip
@@ -154,6 +178,17 @@ def start(source: str) -> dict[str, Any]:
     return {}
 
 
+def _alternating(calls: Sequence[Callable[[], object]], rounds: int) -> list[list[float]]:
+    """Seconds of each call in each round."""
+    times: list[list[float]] = [[] for _ in calls]
+    for _ in range(rounds):
+        for place, call in enumerate(calls):
+            began = time.perf_counter()
+            call()
+            times[place].append(time.perf_counter() - began)
+    return times
+
+
 def _median(once: Callable[[], None], rounds: int, warm: int = 3) -> float:
     for _ in range(warm):
         once()
@@ -167,7 +202,7 @@ def _median(once: Callable[[], None], rounds: int, warm: int = 3) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("step", "draw", "one_pass", "ours", "pipeline", "start"))
+    parser.add_argument("what", choices=WHAT)
     parser.add_argument("base")
     parser.add_argument("numbers", nargs="*", type=float)
     parser.add_argument("--precision", default="fp32")
@@ -175,7 +210,7 @@ def main() -> None:
     args = parser.parse_intermixed_args()
     numbers = [int(number) if number.is_integer() else number for number in args.numbers]
     call: Callable[..., dict[str, Any]] = globals()[args.what]
-    if args.what in ("pipeline", "start"):
+    if args.what in ("pipeline", "start", "compiled"):
         found = call(args.base, *numbers)
     elif args.what == "step":
         steps, samples, pixels = map(int, args.numbers)

@@ -59,6 +59,22 @@ def training(place: Place, rounds: int, tell: Tell) -> list[Row]:
     return _steps("training step, 64 px, 4 + 4, fp32", in_turn(who, rounds, tell), None)
 
 
+def compiled(place: Place, rounds: int, tell: Tell) -> list[Row]:
+    """The bare step with the UNet's blocks compiled, beside as they are written."""
+    found = [contenders.bare(place, "compiled", contenders.STEPS, 8, 64) for _ in range(rounds)]
+    quick, written, ratio, compiling = (
+        statistics.median(one[name] for one in found)
+        for name in ("compiled", "written", "ratio", "compiling")
+    )
+    beside = "as written"
+    return [
+        Row("bare step, 64 px, 4 + 4, fp32, blocks compiled", beside, quick, written, "s", ratio,
+            None, True),
+        Row("first step, blocks compiled", beside, compiling + written, written, "s",
+            (compiling + written) / written, None, False),
+    ]  # fmt: skip
+
+
 def true_size(place: Place, rounds: int, tell: Tell) -> list[Row]:
     """The same with Stable Diffusion 1.5's architecture at 256 pixels, 1 + 1; 17 GiB, 20 minutes.
 
@@ -192,6 +208,8 @@ GROUPS: dict[str, Callable[[Place, int, Tell], list[Row]]] = {
     "sampling": sampling,
     "start": start,
     "growth": growth,
+    "compiled": compiled,
     "true_size": true_size,
 }
-USUAL = [name for name in GROUPS if name != "true_size"]
+LONG = ("compiled", "true_size")
+USUAL = [name for name in GROUPS if name not in LONG]

@@ -123,6 +123,7 @@ class Training:
     precision: Literal["auto", "fp32", "bf16-mixed", "16-mixed"] = "auto"
     weights: Literal["fp32", "bf16"] = "fp32"  # what is trained is kept in; bf16: half the memory
     fused_backward: bool = False  # each weight is stepped once its gradient is there
+    compile: Literal["auto", "always", "never"] = "auto"  # the UNet's blocks; auto: where it pays
     optimizer: str = "adamw"  # see checks.OPTIMIZERS, or module:Class
     optimizer_arguments: dict[str, Any] = field(default_factory=dict)
     text_encoder_stop: float = 1.0  # share of the steps after which the text encoder is frozen

@@ -16,7 +16,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException  # 
 from torch import nn
 
 from ldm.checkpoint import ResumePoint
-from ldm.config import Config, instantiate
+from ldm.config import Config, Training, instantiate
 from ldm.data.dataset import check_divisible
 from ldm.errors import UserError
 from ldm.models.attention import choose_attention
@@ -41,6 +41,7 @@ from ldm.sampling.grid import labelled_grid
 from ldm.training import (
     Aside,
     Average,
+    CompiledBlocks,
     DreamBoothModule,
     Evaluations,
     Interrupt,
@@ -136,6 +137,7 @@ def build_callbacks(
         evaluations.append(Evaluations(run, every, metrics, *own))
     return [
         *([Profile(run, profiled_from(config))] if config.profile else []),
+        *compiled_blocks(config, run),
         Aside(put_aside(config, ready)),
         interrupt,
         metrics,
@@ -155,6 +157,19 @@ def build_callbacks(
     ]
 
 
+def compiled_blocks(config: Config, run: Path) -> list[pl.Callback]:
+    """What compiles the UNet's blocks, if anything may."""
+    training = config.training
+    if training.compile == "never":
+        return []
+    return [CompiledBlocks(run, training.compile == "always", warm_steps(training))]
+
+
+def warm_steps(training: Training) -> int:
+    """How many steps pass before steps are timed: caches are warm, and all is trained."""
+    return round(training.pivotal * training.steps) + 5
+
+
 def put_aside(config: Config, ready: Prepared) -> dict[str, nn.Module]:
     """What training does not need on the device."""
     networks = {"vae": ready.base.vae, **ready.base.networks}
@@ -162,12 +177,9 @@ def put_aside(config: Config, ready: Prepared) -> dict[str, nn.Module]:
 
 
 def profiled_from(config: Config) -> int:
-    """How many steps pass before timing begins: caches are warm, and all is trained.
-
-    UserError: too few come after them.
-    """
+    """`warm_steps`. UserError: too few come after them."""
     training = config.training
-    warm = round(training.pivotal * training.steps) + 5
+    warm = warm_steps(training)
     if (needed := warm + Profile.TIMED + Profile.TRACED) > training.steps:
         raise UserError(
             f"profile=true: times {Profile.TIMED + Profile.TRACED} steps after the first {warm}; "

@@ -17,8 +17,10 @@ def return_large_blocks() -> bool:
     limits that are set in the environment, are left as they are.
     """
     given = {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"}
-    library = ctypes.CDLL(None) if os.name == "posix" else None
-    if given & os.environ.keys() or not hasattr(library, "gnu_get_libc_version"):
+    if os.name != "posix" or given & os.environ.keys():
+        return False
+    library = ctypes.CDLL(None)
+    if not hasattr(library, "gnu_get_libc_version"):
         return False
     set_limit = library.mallopt
     return bool(set_limit(_MMAP_THRESHOLD, LARGE) and set_limit(_TRIM_THRESHOLD, KEPT))

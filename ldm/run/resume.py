@@ -28,6 +28,7 @@ MAY_CHANGE = {
     "training.steps": "",
     "training.accumulate": ROUNDING,
     "training.fused_backward": "",
+    "training.compile": ROUNDING,
     "training.save_every": "",
     "snapshots.": "",
     "sampling.": "",

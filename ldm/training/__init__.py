@@ -3,6 +3,7 @@
 from ldm.training.aside import Aside
 from ldm.training.average import Average
 from ldm.training.callbacks import Interrupt, Interrupted, ResumeState, Snapshots
+from ldm.training.compiled import CompiledBlocks
 from ldm.training.evaluation import Evaluations
 from ldm.training.metrics import Metrics
 from ldm.training.module import DreamBoothModule
@@ -16,6 +17,7 @@ from ldm.training.trainer import make_trainer
 __all__ = [
     "Aside",
     "Average",
+    "CompiledBlocks",
     "DreamBoothModule",
     "Evaluations",
     "Interrupt",
