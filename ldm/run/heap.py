@@ -3,7 +3,7 @@
 import ctypes
 import os
 
-LARGE = 4 * 2**20  # bytes; smaller blocks are reused so often that mapping them would cost time
+LARGE = 2**20  # bytes; smaller blocks are reused so often that mapping them would cost time
 KEPT = 64 * 2**20  # free bytes at the heap's end that stay
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # glibc's malloc.h
 
