@@ -22,7 +22,7 @@ from ldm.config.ranges import range_problems, value_at
 from ldm.config.schema import Config
 from ldm.errors import UserError
 
-# Leaves every scalar a text. The one written in C takes a tenth of the time; not every PyYAML has it.
+# Leaves every scalar a text. The one in C takes a tenth of the time; not every PyYAML has it.
 PLAIN_LOADER: Any = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
 PLACES = (
     "logs",
