@@ -168,7 +168,8 @@ def encode_pictures(
         key = transform.key(f"{fingerprint} {vae.dtype}")
         held = _Held([*files]) if cache is None else Shelf(cache, key, [*files])
         if _encode_missing(vae, files, transform, batch, held, report):
-            return Latents(*held.moments(digests), [picture.name for picture in pictures])
+            mean, std, sizes = held.moments(digests)
+            return Latents(mean, std, sizes, [picture.name for picture in pictures])
 
 
 def _encode_missing(
