@@ -44,7 +44,9 @@ def bare(place: Place, what: str, *numbers: float, options: Sequence[str] = ()) 
     return {"peak_gib": ran.peak_gib, "whole": ran.seconds, **told}
 
 
-def train(place: Place, *overrides: str, steps: int = STEPS) -> tuple[Ran, Path]:
+def train(
+    place: Place, *overrides: str, steps: int = STEPS, watched: bool = False
+) -> tuple[Ran, Path]:
     """The project's training, everything off that is not a training step."""
     logs = place.fresh("ours")
     settings = {
@@ -71,7 +73,8 @@ def train(place: Place, *overrides: str, steps: int = STEPS) -> tuple[Ran, Path]
         "trainer.accelerator": "cpu",
     }
     given = [f"{key}={value}" for key, value in settings.items()]
-    ran = run([sys.executable, "main.py", "--base", "configs/dreambooth.yaml", *given, *overrides])
+    command = [sys.executable, "main.py", "--base", "configs/dreambooth.yaml", *given, *overrides]
+    ran = run(command, watched=watched)
     (folder,) = logs.iterdir()
     return ran, folder
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from bench.speed import contenders
+from bench.speed import contenders, growing
 from bench.speed.contenders import Place
 from bench.speed.measure import Numbers, in_turn, ratio_of
 
@@ -193,12 +193,76 @@ def growth(place: Place, rounds: int, tell: Tell) -> list[Row]:
     after = statistics.median(seconds[place] for place in range(20, 120, 20))
     usual = statistics.median(seconds[WARM:])
     early, late = statistics.median(seconds[10:40]), statistics.median(seconds[90:])
+    first, second = sum(seconds[:60]), sum(seconds[60:])
     return [
         Row("step after a save", "other steps", after, usual, "s", after / usual, 1.05, False),
+        Row("steps 61 to 120, in all", "steps 1 to 60", second, first, "s", second / first, 1.05,
+            False),
         Row("step 91 to 120", "step 11 to 40", late, early, "s", late / early, 1.05, False),
         Row("peak memory, step 120", "step 40", peak[-1], peak[39], "GiB", peak[-1] / peak[39],
             1.02, False),
     ]  # fmt: skip
+
+
+def pictures(
+    place: Place, rounds: int, tell: Tell, counts: tuple[int, int] = (10_000, 1_000)
+) -> list[Row]:
+    """Time and memory as class pictures grow in number: ten times as many, all cached."""
+    for count in counts:  # fills the caches
+        contenders.train(place, f"prior.folder={growing.class_folder(place, count)}", steps=1)
+    found = in_turn(
+        {f"{count}": partial(growing.with_class_pictures, place, count) for count in counts},
+        rounds,
+        tell,
+    )
+    many, few = (f"{count:,} class pictures" for count in counts)
+    pair = (found[f"{counts[0]}"], found[f"{counts[1]}"])
+    return [
+        _row(f"peak memory, {many}", few, pair, "GiB", 1.02, False, "anonymous_gib"),
+        _row(f"command to first step, {many}", few, pair, "s", 1.1, False),
+    ]
+
+
+def linear(place: Place, rounds: int, tell: Tell) -> list[Row]:
+    """Seconds a picture, of encoding and of sampling, four times as many beside few."""
+    folder = growing.class_folder(place, 1_000)
+    encode = partial(growing.of_its_own, "encode", place.base, folder)
+    draw = partial(growing.of_its_own, "draw", place.base)
+    who: dict[str, Callable[[], Numbers]] = {
+        "encode 800": lambda: encode(800),
+        "encode 200": lambda: encode(200),
+        "draw 64": lambda: draw(64),
+        "draw 16": lambda: draw(16),
+    }
+    found = in_turn(who, rounds, tell)
+    encoded = (found["encode 800"], found["encode 200"])
+    drawn = (found["draw 64"], found["draw 16"])
+    return [
+        _row("a picture encoded, of 800", "of 200", encoded, "s", 1.05, False),
+        _row("a picture drawn, of 64", "of 16", drawn, "s", 1.05, False),
+    ]
+
+
+def memory(place: Place, rounds: int, tell: Tell) -> list[Row]:
+    """The most memory of a save, and of a photograph of 48 megapixels that is read for 512 px."""
+    found = in_turn(
+        {
+            "saves": lambda: growing.with_saves(place, 6),
+            "none": lambda: growing.with_saves(place),
+        },
+        rounds,
+        tell,
+    )
+    rows = [
+        _row("peak memory, a save every 6 steps", "no save", (found["saves"], found["none"]),
+             "GiB", 1.02, False, "anonymous_gib"),
+    ]  # fmt: skip
+    for ending, most in ((".jpg", 0.25), (".png", 1.25)):
+        told = growing.of_its_own("decode", growing.photograph(place, ending), 512)
+        work = f"memory to read 48 megapixels, {ending[1:].upper()}"
+        ours, whole = told["gib"], told["pixels_gib"]
+        rows.append(Row(work, "its pixels", ours, whole, "GiB", ours / whole, most, False))
+    return rows
 
 
 WARM = contenders.WARM
@@ -208,6 +272,9 @@ GROUPS: dict[str, Callable[[Place, int, Tell], list[Row]]] = {
     "sampling": sampling,
     "start": start,
     "growth": growth,
+    "pictures": pictures,
+    "linear": linear,
+    "memory": memory,
     "compiled": compiled,
     "true_size": true_size,
 }

@@ -4,8 +4,6 @@ import math
 import re
 from collections.abc import Iterator
 
-from PIL import ImageColor
-
 from ldm.config.schema import Config
 
 STRATEGIES = ("auto", "ddp")
@@ -236,11 +234,7 @@ def _subject_problems(config: Config) -> Iterator[str]:
             )
     if not subject.prompt:
         yield "subject.prompt=[]: give at least one prompt, such as 'a photo of [V] dog'"
-    try:
-        opaque = len(ImageColor.getrgb(subject.background)) == 3
-    except ValueError:
-        opaque = False
-    if not opaque:
+    if not _is_opaque(subject.background):
         yield f"subject.background={subject.background!r}: must be a colour as white or '#ffffff'"
     for prompt in subject.prompt:
         named = subject.identifier.strip() and contains_word(prompt, subject.identifier)
@@ -250,6 +244,18 @@ def _subject_problems(config: Config) -> Iterator[str]:
                 f"the identifier belongs, as in 'a photo of [V] {subject.class_noun}'"
             )
         yield from _other_subjects("subject.prompt", prompt)
+
+
+def _is_opaque(colour: str) -> bool:
+    """Whether Pillow reads it as red, green and blue alone."""
+    if colour == "white" or re.fullmatch("#[0-9a-fA-F]{6}", colour):
+        return True
+    from PIL import ImageColor  # for a rarer one: it takes as long as all other checks
+
+    try:
+        return len(ImageColor.getrgb(colour)) == 3
+    except ValueError:
+        return False
 
 
 def _other_subjects(key: str, prompt: str) -> Iterator[str]:

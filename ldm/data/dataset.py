@@ -63,7 +63,7 @@ class Source(Protocol):
 
 
 class Pictures:
-    """A source of latents in memory, each picture used as often as any other."""
+    """A source of latents of pictures, each used as often as any other."""
 
     def __init__(
         self,
@@ -111,7 +111,7 @@ class Pictures:
         """The pictures come in seeded permutations that run on across steps, so that each is used
         as often as any other, whatever the batch."""
         epoch, position = divmod(turn, len(self.latents))
-        return _permutation(seed, *self.order, epoch, len(self.latents))[position]
+        return int(_permutation(seed, *self.order, epoch, len(self.latents))[position])
 
 
 @dataclass(frozen=True)
@@ -256,9 +256,8 @@ def _masks(samples: Sequence[Sample]) -> torch.Tensor | None:
 
 
 @lru_cache(maxsize=64)
-def _permutation(seed: int, purpose: str, number: int, epoch: int, count: int) -> list[int]:
-    order = torch.randperm(count, generator=generator(seed, purpose, epoch, number))
-    return [int(place) for place in order]
+def _permutation(seed: int, purpose: str, number: int, epoch: int, count: int) -> torch.Tensor:
+    return torch.randperm(count, generator=generator(seed, purpose, epoch, number))
 
 
 def _choice(count: int, seed: int, purpose: str, step: int, index: int) -> int:

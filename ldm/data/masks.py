@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from ldm.data.images import Box, Size, is_mask, load_picture, open_upright, transparency_of
-from ldm.data.latents import Latents, Transform, digest_of
+from ldm.data.latents import Latents, Transform
+from ldm.data.ledger import digest_of
 from ldm.errors import UserError
 
 log = logging.getLogger(__name__)

@@ -149,12 +149,13 @@ class RunData(pl.LightningDataModule):
                 prior.root,
                 rank=trainer.global_rank,
                 world=trainer.world_size,
+                ledger=ready.ledger,
                 progress=report,
             )
         trainer.strategy.barrier("class images")
         # No more than were asked for: another run may have made more, before this one resumed.
         folder = prior_folder(self.config, ready, prompt)
-        return class_images(folder, ready.resolution)[: prior.count]
+        return class_images(folder, ready.resolution, ready.ledger)[: prior.count]
 
     def _encoded(
         self, pictures: list[Path], transform: Transform, device: torch.device, title: str
@@ -167,6 +168,7 @@ class RunData(pl.LightningDataModule):
                 pictures,
                 transform,
                 cache=Path(cache) if cache else None,
+                ledger=self.ready.ledger,
                 device=device,
                 progress=report,
             )

@@ -174,7 +174,7 @@ def run_facts(config: Config, ready: "Prepared") -> dict[str, Any]:
 
 def _input_facts(config: Config, ready: "Prepared") -> dict[str, dict[str, Any]]:
     """sha256 of each picture, mask and class picture of your own; each picture's prompts."""
-    from ldm.data.latents import digest_of
+    from ldm.data.ledger import digest_of
     from ldm.data.masks import mask_beside
 
     pictures = [picture for subject in ready.subjects for picture in subject.pictures]
@@ -186,7 +186,9 @@ def _input_facts(config: Config, ready: "Prepared") -> dict[str, dict[str, Any]]
         "pictures": ready.digests,
         "prompts": dict(zip(names, prompts, strict=True)),
         "masks": {name: digest_of(mask) for name, mask in masks.items() if mask and masked},
-        "class_pictures": {path.name: digest_of(path) for path in ready.own_class_pictures},
+        "class_pictures": {
+            path.name: ready.ledger.digest(path) for path in ready.own_class_pictures
+        },
     }
 
 

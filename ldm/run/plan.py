@@ -179,7 +179,8 @@ def _missing(config: Config, ready: Prepared, prompt: str) -> int:
     prior = config.prior
     assert prior is not None
     folder = prior_folder(config, ready, prompt)
-    return count_missing(folder, prior.count, prior.sampling_batch, ready.resolution)
+    batch, side = prior.sampling_batch, ready.resolution
+    return count_missing(folder, prior.count, batch, side, ready.ledger)
 
 
 WORDS = {

@@ -10,7 +10,7 @@ from torch import nn
 
 from ldm.config import Config, Prior
 from ldm.data.images import check_pictures, find_pictures
-from ldm.data.latents import digest_of
+from ldm.data.ledger import Ledger, digest_of
 from ldm.data.masks import mask_beside
 from ldm.data.prompts import fill_all
 from ldm.errors import UserError
@@ -52,6 +52,7 @@ class Prepared:
     instruments: Instruments = field(default_factory=Instruments)  # what measures
     adapters: dict[str, Adapter] = field(default_factory=dict)  # in the base's networks, by name
     tiny_vae: "AutoencoderTiny | None" = None  # what decodes sample grids in the VAE's place
+    ledger: Ledger = field(default_factory=Ledger)  # of the picture files
 
     @property
     def pictures(self) -> list[Path]:
@@ -89,7 +90,8 @@ def prepare(config: Config, to_train: bool = True) -> Prepared:
     heldout = _heldout_pictures(config) if config.evaluation else []
     instruments = _instruments(config)
     pictures = [picture for subject in subjects for picture in subject.pictures]
-    check_pictures([*pictures, *own, *heldout])
+    ledger = Ledger(Path(config.data.cache) if config.data.cache else None)
+    check_pictures([*pictures, *own, *heldout], ledger.size)
     for template in (*config.samples.prompts, config.sampling.negative):
         fill_all(template, identifiers_of(config))  # each subject that is named is there
     base = _load_quietly(config)
@@ -105,7 +107,7 @@ def prepare(config: Config, to_train: bool = True) -> Prepared:
     frozen = frozen_of(config, base) if to_train else None
     adapters = adapters_of(config, base)  # the copy stays without
     return Prepared(
-        base, subjects, own, resolution, heldout, frozen, instruments, adapters, tiny_vae
+        base, subjects, own, resolution, heldout, frozen, instruments, adapters, tiny_vae, ledger
     )
 
 

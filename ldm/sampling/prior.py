@@ -17,6 +17,8 @@ from typing import Any
 
 from PIL import Image
 
+from ldm.data.images import size_of
+from ldm.data.ledger import Ledger
 from ldm.errors import UserError
 from ldm.models.base import BaseModel
 from ldm.randomness import seed_of
@@ -112,21 +114,23 @@ def make_class_images(
     *,
     rank: int = 0,
     world: int = 1,
+    ledger: Ledger | None = None,
     progress: Progress | None = None,
 ) -> list[Path]:
     """Make what is missing of `count` class images below `root`; return all that are there.
 
     More than `count` are returned if another run asked for more. With
     `world` processes each makes every `world`-th batch; the caller waits for all of them, then
-    `class_images(folder)` (or calling this again) gives the full list. progress(done, in all)
-    counts this process's pictures. UserError: count below 1, disk not writable.
+    `class_images(folder)` (or calling this again) gives the full list. ledger: see `is_whole`.
+    progress(done, in all) counts this process's pictures. UserError: count below 1, disk not
+    writable.
     """
     if count < 1:
         raise UserError(f"prior.count: {count} is not at least 1")
     batch, size = maker.batch, maker.settings["size"]
     folder = class_image_folder(root, maker.base.fingerprint, maker.prompt, maker.settings)
     _prepare(folder, maker.about)
-    missing = _missing_batches(folder, count, batch, size, rank, world)
+    missing = _missing_batches(folder, count, batch, size, rank, world, ledger)
     total, done = sum(map(len, missing.values())), 0
     for first, wanted in missing.items():
         made = maker.make(first // batch)
@@ -136,22 +140,30 @@ def make_class_images(
             done += 1
             if progress is not None:
                 progress(done, total)
-    return class_images(folder, size)
+    return class_images(folder, size, ledger)
 
 
-def class_images(folder: Path, size: int | None = None) -> list[Path]:
+def class_images(folder: Path, size: int | None = None, ledger: Ledger | None = None) -> list[Path]:
     """Return the whole pictures in a class-image folder, in order; damaged ones are left out."""
     paths = sorted(path for path in folder.glob("*.png") if path.stem.isdigit())
-    return [path for path in paths if is_whole(path, size)]
+    return [path for path in paths if is_whole(path, size, ledger)]
 
 
-def count_missing(folder: Path, count: int, batch: int, size: int) -> int:
+def count_missing(
+    folder: Path, count: int, batch: int, size: int, ledger: Ledger | None = None
+) -> int:
     """Return how many pictures `make_class_images` would make here, all processes together."""
-    return sum(map(len, _missing_batches(folder, count, batch, size, rank=0, world=1).values()))
+    return sum(map(len, _missing_batches(folder, count, batch, size, 0, 1, ledger).values()))
 
 
 def _missing_batches(
-    folder: Path, count: int, batch: int, size: int, rank: int, world: int
+    folder: Path,
+    count: int,
+    batch: int,
+    size: int,
+    rank: int,
+    world: int,
+    ledger: Ledger | None,
 ) -> dict[int, range]:
     """Return {first index: indices to write} for this rank's batches that are not wholly there.
 
@@ -161,7 +173,8 @@ def _missing_batches(
     missing = {}
     for number, first in enumerate(range(0, count, batch)):
         wanted = range(first, min(first + batch, count))
-        if number % world == rank and not all(is_whole(_path(folder, i), size) for i in wanted):
+        there = (is_whole(_path(folder, index), size, ledger) for index in wanted)
+        if number % world == rank and not all(there):
             missing[first] = wanted
     return missing
 
@@ -170,17 +183,19 @@ def _path(folder: Path, index: int) -> Path:
     return folder / f"{index:05d}.png"
 
 
-def is_whole(path: Path, size: int | None = None) -> bool:
-    """Decode the picture: a truncated or damaged one, or one of another size, is not whole."""
+def is_whole(path: Path, size: int | None = None, ledger: Ledger | None = None) -> bool:
+    """Decode the picture: a truncated or damaged one, or one of another size, is not whole.
+
+    ledger: of pictures that were decoded before, and did not change.
+    """
+    if not path.exists():
+        return False
     try:
-        with Image.open(path) as picture:
-            picture.load()
-            return size is None or picture.size == (size, size)
-    except FileNotFoundError:
+        found = size_of(path) if ledger is None else ledger.size(path)
+    except UserError as error:
+        log.warning("picture %s is damaged and will be made again: %s", path, error.__cause__)
         return False
-    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, zlib.error, ...
-        log.warning("picture %s is damaged and will be made again: %s", path, error)
-        return False
+    return size is None or found == (size, size)
 
 
 def _prepare(folder: Path, about: Mapping[str, Any]) -> None:

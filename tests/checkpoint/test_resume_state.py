@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from ldm.checkpoint import ResumeIO, clear_leftovers, find_resume, set_aside
+from ldm.checkpoint import ResumeIO, clear_leftovers, files, find_resume, set_aside
 from ldm.checkpoint.files import write_sealed, write_verified
 from ldm.checkpoint.resume import what_is_lost
 from ldm.errors import UserError
@@ -339,3 +339,27 @@ def test_leftovers_go_and_nothing_else(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == stay
     assert [path.name for path in (tmp_path / "snapshots").iterdir()] == ["step-000003"]
     assert not list((tmp_path / "samples").iterdir())
+
+
+def test_what_is_saved_is_not_copied_as_a_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """64 MiB take less than 16 MiB while they are written and read back."""
+    status = Path("/proc/self/statm")
+    if not status.exists():
+        pytest.skip("the system does not tell how much memory a process has")
+    seen: list[float] = []
+
+    def look(original: Any) -> Any:
+        def looked(self: Any, data: Any) -> Any:
+            seen.append(int(status.read_text().split()[1]) * 4096 / 2**20)
+            return original(self, data)
+
+        return looked
+
+    monkeypatch.setattr(files._HashingFile, "write", look(files._HashingFile.write))
+    large = {"step": 1, "state_dict": {str(n): torch.ones(1024, 512) for n in range(32)}}
+    save(tmp_path, 1)  # whatever the first one imports
+    seen.clear()
+    ResumeIO().save_checkpoint({**state(2), **large}, tmp_path / "resume.ckpt")
+    assert len(seen) > 32 and max(seen) - seen[0] < 16

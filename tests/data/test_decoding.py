@@ -1,6 +1,7 @@
 """Every format and mode, upright and in RGB; what cannot be read is named."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -271,3 +272,20 @@ def test_check_pictures_names_all_that_are_bad(tmp_path):
     with pytest.raises(UserError, match=r"(?s)bad1\.jpg.*bad2\.png") as raised:
         check_pictures(find_pictures(tmp_path))
     assert "good.png" not in str(raised.value)
+
+
+def test_many_pictures_are_found_as_fast_as_few(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is compared with a few others, not with all."""
+    for number in range(400):
+        (tmp_path / f"{number:03d}.png").touch()
+    compared, original = [0], Path.__eq__
+
+    def equal(self: Path, other: object) -> bool:
+        compared[0] += 1
+        return original(self, other)
+
+    monkeypatch.setattr(Path, "__eq__", equal)
+    assert len(find_pictures(tmp_path)) == 400
+    assert compared[0] < 10 * 400

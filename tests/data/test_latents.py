@@ -2,6 +2,8 @@
 
 import logging
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,12 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 from PIL import Image
-from safetensors.torch import load_file
 
 from ldm.data.images import fit, load_picture
 from ldm.data.encoding import encode_pixels
 from ldm.data.latents import Latents, Progress, Transform, encode_pictures
+from ldm.data.records import Records
+from ldm.data.shelf import ENTRY, Moments
 from ldm.errors import UserError
 from ldm.randomness import generator
 
@@ -86,9 +89,14 @@ class Stacked:
     """Latents of one shape."""
 
     def __init__(self, latents: Latents) -> None:
-        self.mean, self.std = torch.stack(latents.mean), torch.stack(latents.std)  # [N, V, C, h, w]
+        self.mean, self.std = torch.stack([*latents.mean]), torch.stack([*latents.std])  # [N, V, C, h, w]
         self.sizes, self.names, self.variants = latents.sizes, latents.names, latents.variants
         assert len(latents) == len(latents.names)
+
+
+def pictures_in(cache: Path) -> int:
+    """How many entries the indexes in a cache folder have."""
+    return sum(len(Records(file, ENTRY).read()) for file in cache.glob("*.index"))
 
 
 def same(one: Stacked, other: Stacked) -> bool:
@@ -162,7 +170,7 @@ def test_what_is_in_the_cache_does_not_show(vae, pictures, tmp_path, there):
 
     with pytest.raises(KeyboardInterrupt):
         encoded(vae, "f", pictures, SIDE, cache=tmp_path / "cache", progress=stop)
-    assert len(list((tmp_path / "cache").iterdir())) == there
+    assert pictures_in(tmp_path / "cache") == there
     rest = Counting(vae)
     found = encoded(rest, "f", pictures, SIDE, cache=tmp_path / "cache")
     assert rest.squares == 3 - there
@@ -236,7 +244,7 @@ def test_small_picture_is_enlarged_and_named(vae, tmp_path, caplog):
 
 def test_second_time_is_read_from_disk_bit_for_bit(vae, pictures, tmp_path):
     first = encoded(vae, "f", pictures, SIDE, mirror=True, cache=tmp_path / "a" / "b")
-    assert len(list((tmp_path / "a" / "b").iterdir())) == 3  # and nothing staged is left
+    assert pictures_in(tmp_path / "a" / "b") == 3
     counting = Counting(vae)
     again = encoded(counting, "f", pictures, SIDE, mirror=True, cache=tmp_path / "a" / "b")
     assert counting.squares == 0 and same(first, again) and again.names == first.names
@@ -294,30 +302,68 @@ def test_edited_picture_is_never_stale_and_a_renamed_one_is_not_encoded_again(
     assert counting.squares == 0 and latents.names == ["new.png"]
 
 
-@pytest.mark.parametrize("damage", ["empty", "half", "text", "flipped bit", "other content"])
+@pytest.mark.parametrize("damage", ["empty", "half", "text", "flipped bit"])
 def test_damaged_cache_file_is_made_again(vae, pictures, tmp_path, caplog, damage):
     cache = tmp_path / "c"
     first = encoded(vae, "f", pictures[:1], SIDE, cache=cache)
-    (path,) = cache.iterdir()
+    (path,) = cache.glob("*.latents")
     content = path.read_bytes()
     bad = {
         "empty": b"",
         "half": content[: len(content) // 2],
         "text": b"not a tensor in sight" * 20,
         "flipped bit": content[:-5] + bytes([content[-5] ^ 4]) + content[-4:],
-        "other content": safetensors_without_moments(),
     }
     path.write_bytes(bad[damage])
     with caplog.at_level(logging.WARNING):
         assert same(first, encoded(vae, "f", pictures[:1], SIDE, cache=cache))
     assert path.name in caplog.text and "made again" in caplog.text
-    assert torch.equal(load_file(path)["mean"], first.mean[0])  # mended on disk, too
+    counting = Counting(vae)
+    assert same(first, encoded(counting, "f", pictures[:1], SIDE, cache=cache))
+    assert counting.squares == 0  # mended on disk, too
 
 
-def safetensors_without_moments() -> bytes:
-    from safetensors.torch import save
+@pytest.mark.parametrize("left", [0, 1, 100, -1, None])
+def test_damaged_index_costs_no_more_than_what_it_names(vae, pictures, tmp_path, left):
+    """Cut off anywhere, as by a kill, or with a flipped bit: what is lost is encoded again."""
+    cache = tmp_path / "c"
+    first = encoded(vae, "f", pictures, SIDE, cache=cache)
+    (index,) = cache.glob("*.index")
+    content = index.read_bytes()
+    row = len(content) // 3
+    index.write_bytes(content[:40] + b"~" + content[41:] if left is None else content[:left])
+    lost = 1 if left is None else 3 - len(content[:left]) // row
+    counting = Counting(vae)
+    assert same(first, encoded(counting, "f", pictures, SIDE, cache=cache))
+    assert counting.squares == lost
+    assert pictures_in(cache) == (2 + 1 if left is None else 3)
+    again = Counting(vae)
+    assert same(first, encoded(again, "f", pictures, SIDE, cache=cache)) and again.squares == 0
 
-    return save({"something": torch.zeros(3)})
+
+def test_what_is_trained_on_stays_in_the_file(vae, pictures, tmp_path):
+    """Views of a mapped file, which several see, and which none changes."""
+    latents = encode_pictures(vae, "f", pictures, Transform(SIDE), cache=tmp_path)
+    again = encode_pictures(vae, "f", pictures, Transform(SIDE), cache=tmp_path)
+    assert isinstance(latents.mean, Moments) and isinstance(latents.std, Moments)
+    at = latents.mean[1].data_ptr()
+    assert latents.mean[1].data_ptr() == at and latents.std[1].data_ptr() != at
+    before = again.mean[1].clone()
+    latents.mean[1].fill_(7)
+    assert torch.equal(again.mean[1], before)
+    fresh = encode_pictures(vae, "f", pictures, Transform(SIDE), cache=tmp_path)
+    assert torch.equal(fresh.mean[1], before)
+    assert all(torch.equal(a, b) for a, b in zip(latents.std[:], again.std, strict=True))
+
+
+def test_equal_pictures_are_encoded_once(vae, pictures, tmp_path):
+    copy = pictures[0].with_name("copy.png")
+    copy.write_bytes(pictures[0].read_bytes())
+    for cache in (None, tmp_path / "c"):
+        counting = Counting(vae)
+        latents = encoded(counting, "f", [*pictures, copy], SIDE, cache=cache)
+        assert counting.squares == 3 and latents.names[3] == "copy.png"
+        assert torch.equal(latents.mean[3], latents.mean[0])
 
 
 def test_cache_that_cannot_be_written_is_named(vae, pictures, tmp_path, monkeypatch):
@@ -325,23 +371,36 @@ def test_cache_that_cannot_be_written_is_named(vae, pictures, tmp_path, monkeypa
     with pytest.raises(UserError, match=r"file/cache .*data\.cache"):
         encoded(vae, "f", pictures, SIDE, cache=tmp_path / "file" / "cache")
 
-    def full(self, content):
+    def full(self, rows):
         raise OSError(28, os.strerror(28))
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(Records, "add", full)
     with pytest.raises(UserError, match=r"No space left.*data\.cache=null"):
         encoded(vae, "f", pictures, SIDE, cache=tmp_path / "c")
-    assert not list((tmp_path / "c").iterdir())
+    monkeypatch.undo()
+    assert pictures_in(tmp_path / "c") == 0
+    counting = Counting(vae)  # what has no entry is written over by nobody and read by nobody
+    encoded(counting, "f", pictures, SIDE, cache=tmp_path / "c")
+    assert counting.squares == 3
 
 
-def test_failed_rename_leaves_nothing_behind(vae, pictures, tmp_path, monkeypatch):
-    def fail(self, target):
-        raise OSError(5, os.strerror(5))
-
-    monkeypatch.setattr(Path, "replace", fail)
-    with pytest.raises(UserError):
-        encoded(vae, "f", pictures, SIDE, cache=tmp_path / "c")
-    assert not list((tmp_path / "c").iterdir())
+def test_a_full_disk_leaves_what_was_there(vae, pictures, tmp_path, monkeypatch):
+    """A write that got as far as the disk had room."""
+    cache = tmp_path / "c"
+    first = encoded(vae, "f", pictures[:1], SIDE, cache=cache)
+    (file,) = cache.glob("*.latents")
+    size = file.stat().st_size
+    code = (
+        "import resource, sys, pathlib, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({size + 700}, -1));"
+        "import torch; from ldm.data.shelf import Shelf;"
+        f"shelf = Shelf(pathlib.Path({str(cache)!r}), {file.stem!r}, ['ab' * 32]);"
+        "part = torch.ones(1, 4, 8, 8); shelf.put('ab' * 32, (part, part, torch.ones(1, 6)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "latent cache" in done.stderr and "make room" in done.stderr
+    assert file.stat().st_size == size and pictures_in(cache) == 1
+    assert same(first, encoded(Counting(vae), "f", pictures[:1], SIDE, cache=cache))
 
 
 # --- bad input
@@ -351,7 +410,7 @@ def test_unreadable_picture_is_named_and_earlier_work_kept(vae, pictures, tmp_pa
     pictures[2].write_text("text")
     with pytest.raises(UserError, match=r"2\.png"):
         encoded(vae, "f", pictures, SIDE, cache=tmp_path / "c", batch=1)
-    assert len(list((tmp_path / "c").iterdir())) == 2
+    assert pictures_in(tmp_path / "c") == 2
     with pytest.raises(UserError, match=r"gone\.png"):
         encoded(vae, "f", [tmp_path / "gone.png"], SIDE)
 

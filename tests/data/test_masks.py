@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from ldm.data.images import TURNS, find_pictures
-from ldm.data.latents import Transform, digest_of, encode_pictures
+from ldm.data.ledger import digest_of
+from ldm.data.latents import Transform, encode_pictures
 from ldm.data.masks import load_masks, mask_beside, with_masks
 from ldm.errors import UserError
 

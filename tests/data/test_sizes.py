@@ -63,7 +63,7 @@ def test_variants_of_a_picture(tmp_path: Path, mirror: bool) -> None:
     assert sizes_of(path, mirror=mirror) == [[32, 64, 0, 8, 16, 16]] * (1 + mirror)
     found = sizes_of(path, crop="random", crops=3, mirror=mirror)
     transform = Transform(SIDE, crop="random", crops=3, mirror=mirror)
-    from ldm.data.latents import digest_of
+    from ldm.data.ledger import digest_of
 
     boxes = transform.variants((64, 32), (64, 32), digest_of(path))
     assert [size[3] for size in found] == [
@@ -85,7 +85,7 @@ def test_they_lie_in_the_cache(tmp_path: Path) -> None:
     detailed((64, 32)).save(path)
     options: dict[str, Any] = {"crop": "random", "crops": 3, "mirror": True}
     first = sizes_of(path, tmp_path / "cache", **options)
-    (file,) = (tmp_path / "cache").iterdir()
+    (file,) = (tmp_path / "cache").glob("*.latents")
     written = file.stat().st_mtime_ns
     assert sizes_of(path, tmp_path / "cache", **options) == first == sizes_of(path, **options)
     assert file.stat().st_mtime_ns == written, "read, not made again"
