@@ -27,6 +27,7 @@ examples:
   python scripts/sample.py --run logs/RUN --snapshot 200 --prompts-file prompts.txt --seed 1-8,20
   python scripts/sample.py --model owner/name --lora dog.safetensors:0.8 --prompt "a sks dog"
   python scripts/sample.py --model data/storybook-sd --prompt "a drawing of a red dog in the snow"
+  python scripts/sample.py --run logs/RUN --prompt "a (tiny:1.3) [V] robot in the {snow|rain}"
   python scripts/sample.py --from-png logs/RUN/samples/PICTURE.png --steps 50
 """
 
@@ -51,7 +52,7 @@ def make_pictures(ready: "Ready", jobs: "list[Job]", wanted: range) -> "list[tup
     from ldm.run.drawing.files import first_number, save
     from ldm.run.drawing.pictures import draw
 
-    drawn = draw(ready.source.base, jobs, ready.settings, ready.source.provenance)
+    drawn = draw(ready.source.base, jobs, ready.settings, ready.source.provenance, ready.plain)
     number = first_number(ready.source.out)
     made: list[tuple[Path, Image]] = []
     console = Console(stderr=True)
@@ -65,9 +66,8 @@ def make_pictures(ready: "Ready", jobs: "list[Job]", wanted: range) -> "list[tup
 def make_all(ready: "Ready", prompts: list[str], seeds: list[int]) -> list[Path]:
     """Every prompt with every seed, and their grid."""
     from ldm.run.drawing.files import save_grid
-    from ldm.run.drawing.jobs import Job
 
-    jobs = [Job(prompt, seed) for prompt in prompts for seed in seeds]
+    jobs = ready.jobs(prompts, seeds)
     made = make_pictures(ready, jobs, range(len(jobs)))
     paths, pictures = [path for path, _ in made], [picture for _, picture in made]
     grid = paths[0].with_name(f"grid-{paths[0].name[:5]}.png")
@@ -103,7 +103,7 @@ def sample_again(args: argparse.Namespace) -> list[Path]:
     ready = make_ready(args, len(recalled.together) if exact else len(seeds) * len(templates))
     recalled.check_model(ready.source.provenance["fingerprint"], given)
     if not exact:
-        return make_all(ready, ready.filled(templates) if new else templates, seeds)
+        return make_all(ready, ready.filled(templates), seeds)
     recalled.tell_of_differences(ready.source.base.device, ready.source.provenance["dtype"])
     wanted = range(recalled.place, recalled.place + 1)
     return [path for path, _ in make_pictures(ready, recalled.together, wanted)]

@@ -1,6 +1,7 @@
 """Prompts and seeds to pictures, without leaving a trace in the models or the random state."""
 
 import inspect
+import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -15,6 +16,7 @@ from ldm.data.images import to_picture
 from ldm.data.sizes import sizes_of_whole
 from ldm.errors import UserError
 from ldm.models.base import BaseModel, check_resolution
+from ldm.models.emphasis import Prompt
 from ldm.models.modes import in_eval_mode
 from ldm.models.text import TextEmbedding
 from ldm.randomness import generator
@@ -30,10 +32,10 @@ Progress = Callable[[int, int], None]  # (pictures done, pictures in all)
 
 def generate(
     base: BaseModel,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     seeds: Sequence[int],
     *,
-    negative: str = "",
+    negative: Prompt = "",
     scale: float = 5.0,
     rescale: float = 0.0,
     steps: int = 25,
@@ -44,7 +46,7 @@ def generate(
     progress: Progress | None = None,
     latents: Tensor | None = None,
 ) -> Iterator[Image.Image]:
-    """Make one RGB picture for each (prompt, seed), in order, `batch` at a time.
+    """Make one RGB picture for each (prompt, seed), in order, `batch` at a time (see `batches`).
 
     Noise, that of ancestral samplers too, comes from each picture's own seed, so picture n does
     not depend on the batch it is made in (up to rounding, 1/255). Device and dtype are those of
@@ -64,8 +66,7 @@ def generate(
         raise ValueError(f"latents {tuple(latents.shape)}, not {(len(prompts), *shape)}")
 
     def pictures() -> Iterator[Image.Image]:
-        for start in range(0, len(prompts), batch):
-            part = slice(start, start + batch)
+        for part in batches(base, prompts, negative, scale, batch):
             noise = initial_noise(seeds[part], shape) if latents is None else latents[part]
             with in_eval_mode(*base.networks.values(), base.vae):
                 text = _encode(base, prompts[part], negative, scale)
@@ -74,12 +75,29 @@ def generate(
                 clean = denoise(base, solver, steps, noise, *text, generators, scale, rescale)
                 _tell_of_overflow(base, clean, prompts[part], seeds[part])
                 made = [to_picture(pixels) for pixels in decode(base, clean)]
-            for done, picture in enumerate(made, start + 1):
+            for done, picture in enumerate(made, part.start + 1):
                 if progress is not None:
                     progress(done, len(prompts))
                 yield picture
 
     return pictures()
+
+
+def batches(
+    base: BaseModel, prompts: Sequence[Prompt], negative: Prompt, scale: float, batch: int
+) -> list[slice]:
+    """Which pictures `generate` makes at once: neighbours read in equally many windows of text.
+
+    With others, a prompt would get empty windows at its end, and its picture depend on theirs.
+    """
+    least = 0 if scale == 1.0 else base.text.windows(negative)
+    counts = [max(least, base.text.windows(prompt)) for prompt in prompts]
+    parts, start = [], 0
+    for _, group in itertools.groupby(counts):
+        end = start + len([*group])
+        parts += [slice(first, min(first + batch, end)) for first in range(start, end, batch)]
+        start = end
+    return parts
 
 
 def initial_noise(seeds: Sequence[int], shape: tuple[int, int, int]) -> Tensor:
@@ -148,7 +166,7 @@ def is_finite(latents: Tensor) -> Tensor:
 
 
 def _tell_of_overflow(
-    base: BaseModel, latents: Tensor, prompts: Sequence[str], seeds: Sequence[int]
+    base: BaseModel, latents: Tensor, prompts: Sequence[Prompt], seeds: Sequence[int]
 ) -> None:
     """Name the pictures that the UNet made NaN of; no VAE can decode these."""
     kind = base.device.type
@@ -161,12 +179,12 @@ def _tell_of_overflow(
             log.warning(
                 "the UNet makes NaN in %s: the picture of %r, seed %d, is black; float16 is too "
                 "small for some models: use bf16 or fp32, which make NaN of damaged weights only",
-                *(dtype, prompt, seed),
+                *(dtype, prompt if isinstance(prompt, str) else prompt.text, seed),
             )
 
 
 def _encode(
-    base: BaseModel, prompts: Sequence[str], negative: str, scale: float
+    base: BaseModel, prompts: Sequence[Prompt], negative: Prompt, scale: float
 ) -> tuple[TextEmbedding, TextEmbedding | None]:
     """Return embeddings of N prompts and of as many times the negative, encoded in one pass."""
     count = len(prompts)

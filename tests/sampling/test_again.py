@@ -1,6 +1,7 @@
 """A picture from its own metadata, and seeds as ranges."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -102,6 +103,28 @@ def test_other_circumstances_are_told_of(
         opened.save(tmp_path / "b.png", pnginfo=png_info(settings))
     assert main(["--from-png", str(tmp_path / "b.png"), "--out", str(tmp_path / "b")]) == 0
     assert f"threads {torch.get_num_threads() + 1}, now" in caplog.text
+
+
+def test_weights_choices_and_styles_are_told_and_repeated(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "styles.yaml").write_text("wet: {prompt: '{prompt} in (snow:1.2)', negative: a}")
+    (tmp_path / "place.txt").write_text("beach\nsnow\n")
+    words = ["--model", model, "--identifier", "sks", "--prompt", "a {dog|robot} [V] on __place__"]
+    words += ["--wildcards", tmp_path, "--styles", tmp_path / "styles.yaml", "--style", "wet"]
+    words += ["--negative", "(the)", "--steps", "2", "--seed", "1-4"]
+    first = drawn(tmp_path / "first", *words)
+    texts = [read_settings(path)["prompt"] for path in first]
+    assert len(set(texts)) > 1
+    for text in texts:
+        assert re.fullmatch(r"a (dog|robot) sks on (beach|snow) in \(snow:1.2\)", text)
+    assert read_settings(first[0])["negative"] == "(the), a"
+    with Image.open(first[0]) as opened:
+        assert opened.info["parameters"].startswith(f"{texts[0]}\nNegative prompt: (the), a\nSteps")
+    (again,) = drawn(tmp_path / "again", "--from-png", first[2])
+    assert np.array_equal(pixels(again), pixels(first[2]))
+    (plain,) = drawn(tmp_path / "plain", "--from-png", first[2], "--plain", "--batch", "1")
+    assert np.abs(pixels(plain) - pixels(first[2])).max() > 1
+    (still,) = drawn(tmp_path / "still", "--from-png", plain)
+    assert np.array_equal(pixels(still), pixels(plain))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ OF_RUN = ("run", "snapshot")
 OF_MODEL = ("model", "tokenizer", "prediction_type", "vae", "clip_skip", "prompt_chunks", "lora")
 SOURCE = (*OF_RUN, *OF_MODEL, "ema")  # which weights draw
 SAMPLING = ("sampler", "steps", "scale", "rescale", "negative", "batch")  # those of a run's config
-TOLD = (*SOURCE, "identifier")  # told by a picture as they were given
+TOLD = (*SOURCE, "identifier", "plain")  # told by a picture as they were given
 PLACES = ("out", "run", "model", "device")  # say where, and change nothing in a picture
 
 
@@ -29,6 +29,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--identifier", metavar="WORD", help="what [V] stands for (default: the run's)")
     add("--prompt", nargs="+", action="extend", default=[], help="one or several")
     add("--prompts-file", type=Path, metavar="FILE", help="one prompt per line")
+    add("--wildcards", type=Path, metavar="FOLDER", help="NAME.txt: the choices for __NAME__")
+    add("--styles", type=Path, metavar="FILE", help="CSV or YAML with prompts by name")
+    add("--style", nargs="+", action="extend", default=[], metavar="NAME", help="of --styles")
+    plain = "prompts are nothing but text: no (weights:1.2), BREAK, {choices|of}"
+    add("--plain", action="store_true", default=None, help=plain)
     add("--negative", metavar="PROMPT", help="what to keep away from")
     add("--scale", type=float, help="guidance; 1 is none")
     add("--rescale", type=float, help="guidance rescale, 0 to 1")
@@ -54,6 +59,8 @@ def problem_of(args: argparse.Namespace) -> str | None:
         return "give one of --run, --model and --from-png"
     if not args.from_png and not (args.prompt or args.prompts_file):
         return "give --prompt or --prompts-file"
+    if bool(args.style) != bool(args.styles):
+        return "--style NAME and --styles FILE belong together"
     if args.model and args.snapshot:
         return "--snapshot belongs to --run"
     if args.run and (given := given_choices(args)):
@@ -71,6 +78,8 @@ def with_own(args: argparse.Namespace, own: dict[str, Any]) -> argparse.Namespac
     """What is given, with a picture's own options for all that is not."""
     given = given_options(args)
     gone = set(given) | set(OF_MODEL if "run" in given else OF_RUN if "model" in given else ())
+    if "prompt" in given or "prompts_file" in given:
+        gone.add("plain")  # was said of its own
     kept = {key: value for key, value in own.items() if key not in gone}
     return argparse.Namespace(**{**vars(args), **kept})
 

@@ -7,28 +7,36 @@ from PIL import Image
 
 from ldm.models.base import BaseModel
 from ldm.run.drawing.jobs import Job
-from ldm.sampling.generate import generate
+from ldm.sampling.generate import batches, generate
+from ldm.sampling.prompts.weights import parse
 
 
 def draw(
-    base: BaseModel, jobs: Sequence[Job], settings: Mapping[str, Any], provenance: Mapping[str, Any]
+    base: BaseModel,
+    jobs: Sequence[Job],
+    settings: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+    plain: bool = False,
 ) -> Iterator[tuple[Image.Image, dict[str, Any]]]:
     """Make each picture, in order -> the picture and its settings, for `png_info`.
 
-    settings: `generate`'s keyword arguments. provenance: what is told beside these. UserError, at
-    once: settings impossible.
+    settings: `generate`'s keyword arguments. provenance: what is told beside these. plain: brackets
+    in prompts are text. UserError, at once: settings impossible.
     """
-    prompts, seeds = [job.prompt for job in jobs], [job.seed for job in jobs]
-    pictures = generate(base, prompts, seeds, **settings)
+    read = str if plain else parse
+    prompts = [read(job.prompt) for job in jobs]
+    told = {**settings, "negative": read(settings["negative"])}
+    pictures = generate(base, prompts, [job.seed for job in jobs], **told)
+    parts = batches(base, prompts, told["negative"], told["scale"], told["batch"])
 
-    def told() -> Iterator[tuple[Image.Image, dict[str, Any]]]:
-        for place, picture in enumerate(pictures):
-            start = place - place % settings["batch"]
-            together = jobs[start : start + settings["batch"]]
-            own = {"prompt": jobs[place].prompt, "seed": jobs[place].seed}
-            yield picture, {**own, **settings, **provenance, **_batch(together, place - start)}
+    def drawn() -> Iterator[tuple[Image.Image, dict[str, Any]]]:
+        for part in parts:
+            together = jobs[part]
+            for place, (job, picture) in enumerate(zip(together, pictures, strict=False)):
+                own = {"prompt": job.prompt, "seed": job.seed}
+                yield picture, {**own, **settings, **provenance, **_batch(together, place)}
 
-    return told()
+    return drawn()
 
 
 def _batch(together: Sequence[Job], place: int) -> dict[str, Any]:

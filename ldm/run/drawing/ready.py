@@ -12,24 +12,43 @@ from ldm.errors import UserError
 from ldm.run.command import DTYPES, choices_of, loras_of
 from ldm.run.device import device_of
 from ldm.run.drawing.again import threads_on
+from ldm.run.drawing.jobs import Job
 from ldm.run.drawing.options import SAMPLING, told_options
 from ldm.run.placing import Drawing, check_package, place_to_draw
 from ldm.run.source import Source, source_of_model, source_of_run
+from ldm.sampling.prompts.choices import Wildcards, chosen
+from ldm.sampling.prompts.styles import Style, read_styles, style_of, with_style
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
 class Ready:
-    """A model where it draws; settings: `generate`'s keyword arguments."""
+    """A model where it draws; settings: `generate`'s keyword arguments.
+
+    styles: put around prompts. plain: prompts are nothing but text.
+    """
 
     source: Source
     settings: dict[str, Any]
+    styles: list[Style]
+    wildcards: Wildcards
+    plain: bool
 
     def filled(self, templates: list[str]) -> list[str]:
-        """Prompts with the identifiers in their places; a warning for one that names nobody."""
-        warn_if_nameless(templates, self.source.identifiers)
-        return [filled(template, self.source.identifiers) for template in templates]
+        """Prompts with styles and identifiers, the choices not yet made.
+
+        A warning for one that names nobody. UserError: nobody is there to be named.
+        """
+        styled = [_styled(text, [style.prompt for style in self.styles]) for text in templates]
+        warn_if_nameless(styled, self.source.identifiers)
+        return [filled(text, self.source.identifiers) for text in styled]
+
+    def jobs(self, prompts: list[str], seeds: list[int]) -> list[Job]:
+        """Every prompt with every seed, which makes its choices."""
+        if self.plain:
+            return [Job(prompt, seed) for prompt in prompts for seed in seeds]
+        return [Job(chosen(prompt, s, self.wildcards), s) for prompt in prompts for s in seeds]
 
 
 def make_ready(args: argparse.Namespace, count: int) -> Ready:
@@ -41,8 +60,10 @@ def make_ready(args: argparse.Namespace, count: int) -> Ready:
         check_package(args.quantize)
     device = device_of(args.device)
     args.dtype = args.dtype or ("fp16" if device.type in ("cuda", "xpu") else "fp32")
+    known = read_styles(args.styles) if args.styles else {}
+    styles = [style_of(known, name) for name in args.style]
     source = _source_of(args, getattr(torch, DTYPES[args.dtype]))
-    settings = _settings_of(args, source)
+    settings = _settings_of(args, source, [style.negative for style in styles])
     sides = max(settings["width"], settings["height"])
     drawing = Drawing(sides, min(settings["batch"], count), settings["scale"] != 1)
     way = place_to_draw(source.base, device, drawing, args.memory or "auto", args.quantize)
@@ -56,7 +77,7 @@ def make_ready(args: argparse.Namespace, count: int) -> Ready:
         "threads": threads_on(device),
         "options": told | {"quantize": way.quantized, "device": str(source.base.device)},
     }
-    return Ready(source, settings)
+    return Ready(source, settings, styles, Wildcards(args.wildcards), bool(args.plain))
 
 
 def _source_of(args: argparse.Namespace, dtype: torch.dtype) -> Source:
@@ -71,16 +92,23 @@ def _source_of(args: argparse.Namespace, dtype: torch.dtype) -> Source:
     return replace(source, identifiers=[*identifiers, *others], out=args.out or source.out)
 
 
-def _settings_of(args: argparse.Namespace, source: Source) -> dict[str, Any]:
+def _settings_of(args: argparse.Namespace, source: Source, negatives: list[str]) -> dict[str, Any]:
     """The source's settings, with what the command line gives on top."""
     given = {key: getattr(args, key) for key in SAMPLING if getattr(args, key) is not None}
     settings = {**vars(source.defaults), **given}
-    settings["negative"] = filled(settings["negative"], source.identifiers)
+    settings["negative"] = filled(_styled(settings["negative"], negatives), source.identifiers)
     if settings["negative"] and settings["scale"] == 1:
         log.warning("the negative prompt does nothing at guidance scale 1")
     settings["width"] = args.width or source.resolution
     settings["height"] = args.height or source.resolution
     return settings
+
+
+def _styled(text: str, styles: list[str]) -> str:
+    """A prompt with the text of each style around it, the first one innermost."""
+    for style in styles:
+        text = with_style(text, style)
+    return text
 
 
 def filled(text: str, identifiers: list[str]) -> str:
