@@ -28,6 +28,7 @@ examples:
   python scripts/sample.py --model owner/name --lora dog.safetensors:0.8 --prompt "a sks dog"
   python scripts/sample.py --model data/storybook-sd --prompt "a drawing of a red dog in the snow"
   python scripts/sample.py --run logs/RUN --prompt "a (tiny:1.3) [V] robot in the {snow|rain}"
+  python scripts/sample.py --run logs/RUN --prompt "[V] robot" --init-image a.png --mask b.png
   python scripts/sample.py --from-png logs/RUN/samples/PICTURE.png --steps 50
 """
 
@@ -50,9 +51,8 @@ def make_pictures(ready: "Ready", jobs: "list[Job]", wanted: range) -> "list[tup
     from rich.progress import track
 
     from ldm.run.drawing.files import first_number, save
-    from ldm.run.drawing.pictures import draw
 
-    drawn = draw(ready.source.base, jobs, ready.settings, ready.source.provenance, ready.plain)
+    drawn = ready.draw(jobs)
     number = first_number(ready.source.out)
     made: list[tuple[Path, Image]] = []
     console = Console(stderr=True)

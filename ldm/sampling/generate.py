@@ -21,12 +21,24 @@ from ldm.models.modes import in_eval_mode
 from ldm.models.text import TextEmbedding
 from ldm.randomness import generator
 from ldm.sampling.denoiser import guided_prediction
+from ldm.sampling.image import (
+    Hires,
+    Known,
+    Start,
+    check_begin,
+    enlarged,
+    known_of,
+    last_timesteps,
+    pasted,
+)
 from ldm.sampling.samplers import check_sampler, check_steps, make_sampler
 
 log = logging.getLogger(__name__)
 
 PIXELS_AT_ONCE = 1024 * 1024  # pixels that the VAE decodes in one call; bounds its memory
 
+Text = tuple[TextEmbedding, TextEmbedding | None]  # of the prompts, and of the negative
+How = tuple[int, str, float, float]  # steps, sampler, scale, rescale
 Progress = Callable[[int, int], None]  # (pictures done, pictures in all)
 
 
@@ -45,6 +57,8 @@ def generate(
     batch: int = 8,
     progress: Progress | None = None,
     latents: Tensor | None = None,
+    start: Start | None = None,
+    hires: Hires | None = None,
 ) -> Iterator[Image.Image]:
     """Make one RGB picture for each (prompt, seed), in order, `batch` at a time (see `batches`).
 
@@ -54,11 +68,13 @@ def generate(
     modes are the same afterwards as before, also when the iteration is broken off.
 
     height, width: pixels, default the base's own. latents [N, C, h, w]: unit noise to start from
-    instead of the seeds' own. UserError, at once: steps, scale, sampler, size or batch impossible.
+    instead of the seeds' own. start: a picture to begin from; hires: a second, larger pass.
+    UserError, at once: steps, scale, sampler, size, batch, start or hires impossible.
     """
     height = height or base.default_resolution
     width = width or base.default_resolution
     _check(base, steps, scale, rescale, sampler, height, width, batch)
+    check_begin(start, hires, steps, (width, height))
     if len(prompts) != len(seeds):
         raise ValueError(f"{len(prompts)} prompts, but {len(seeds)} seeds")
     shape = (base.latent_channels, height // base.latent_factor, width // base.latent_factor)
@@ -70,11 +86,13 @@ def generate(
             noise = initial_noise(seeds[part], shape) if latents is None else latents[part]
             with in_eval_mode(*base.networks.values(), base.vae):
                 text = _encode(base, prompts[part], negative, scale)
-                generators = [generator(seed, "sampler") for seed in seeds[part]]
-                solver = make_sampler(sampler, base.scheduler)
-                clean = denoise(base, solver, steps, noise, *text, generators, scale, rescale)
+                known = known_of(base, start) if start else None
+                how = (steps, sampler, scale, rescale)
+                clean = _solved(base, noise, text, seeds[part], how, known)
+                if hires is not None:
+                    clean = _again_larger(base, clean, text, seeds[part], how, hires)
                 _tell_of_overflow(base, clean, prompts[part], seeds[part])
-                made = [to_picture(pixels) for pixels in decode(base, clean)]
+                made = [pasted(to_picture(pixels), start) for pixels in decode(base, clean)]
             for done, picture in enumerate(made, part.start + 1):
                 if progress is not None:
                     progress(done, len(prompts))
@@ -100,9 +118,38 @@ def batches(
     return parts
 
 
-def initial_noise(seeds: Sequence[int], shape: tuple[int, int, int]) -> Tensor:
+def _solved(
+    base: BaseModel,
+    noise: Tensor,
+    text: Text,
+    seeds: Sequence[int],
+    how: How,
+    known: Known | None,
+    purpose: str = "sampler",
+) -> Tensor:
+    """`denoise` with a fresh sampler, and each picture's own generator."""
+    steps, sampler, scale, rescale = how
+    generators = [generator(seed, purpose) for seed in seeds]
+    solver = make_sampler(sampler, base.scheduler)
+    return denoise(base, solver, steps, noise, *text, generators, scale, rescale, known)
+
+
+def _again_larger(
+    base: BaseModel, clean: Tensor, text: Text, seeds: Sequence[int], how: How, hires: Hires
+) -> Tensor:
+    """The second pass, with noise of its own."""
+    sides = (side * base.latent_factor for side in reversed(clean.shape[-2:]))
+    width, height = (side // base.latent_factor for side in hires.size(base, *sides))
+    known = enlarged(clean, height, width, hires.strength)
+    noise = initial_noise(seeds, (base.latent_channels, height, width), "hires latents")
+    return _solved(base, noise, text, seeds, how, known, "hires sampler")
+
+
+def initial_noise(
+    seeds: Sequence[int], shape: tuple[int, int, int], purpose: str = "latents"
+) -> Tensor:
     """Return unit noise [N, C, h, w], float32 on the CPU, each picture's from its own seed."""
-    return torch.stack([torch.randn(shape, generator=generator(s, "latents")) for s in seeds])
+    return torch.stack([torch.randn(shape, generator=generator(s, purpose)) for s in seeds])
 
 
 def denoise(
@@ -115,8 +162,11 @@ def denoise(
     generators: list[torch.Generator],
     scale: float,
     rescale: float,
+    known: Known | None = None,
 ) -> Tensor:
     """Integrate from unit noise to clean latents, both [N, C, h, w]; the result is float32.
+
+    known: begin from it, and let stay of it what is not to be drawn.
 
     `solver` is a fresh scheduler of `make_sampler`; cond, uncond of N prompts; `generators`, one
     per picture, feed the solvers that add noise on the way. SDXL is told that a picture is whole
@@ -125,15 +175,22 @@ def denoise(
     solver.set_timesteps(steps, device=base.device)
     takes_generator = "generator" in inspect.signature(solver.step).parameters
     extra: dict[str, Any] = {"generator": generators} if takes_generator else {}
-    latents = noise.to(base.device, torch.float32) * solver.init_noise_sigma
+    noise, timesteps = noise.to(base.device, torch.float32), solver.timesteps
+    if known is None:
+        latents = noise * solver.init_noise_sigma
+    else:
+        timesteps = last_timesteps(solver, steps, known.strength)
+        latents = known.noisy(solver, noise, timesteps)
     height, width = (side * base.latent_factor for side in noise.shape[-2:])
     sizes = sizes_of_whole(height, width, len(noise)).to(base.device)
-    for t in solver.timesteps:  # second-order solvers list a step's two halves
+    for place, t in enumerate(timesteps, 1):  # second-order solvers list a step's two halves
         model_input = solver.scale_model_input(latents, t)
         prediction = guided_prediction(
             base.unet, model_input, t, cond, uncond, sizes, scale, rescale
         )
         latents = solver.step(prediction, t, latents, return_dict=False, **extra)[0]
+        if known is not None:
+            latents = known.put_back(latents, solver, noise, timesteps[place:])
     return latents
 
 
@@ -183,9 +240,7 @@ def _tell_of_overflow(
             )
 
 
-def _encode(
-    base: BaseModel, prompts: Sequence[Prompt], negative: Prompt, scale: float
-) -> tuple[TextEmbedding, TextEmbedding | None]:
+def _encode(base: BaseModel, prompts: Sequence[Prompt], negative: Prompt, scale: float) -> Text:
     """Return embeddings of N prompts and of as many times the negative, encoded in one pass."""
     count = len(prompts)
     negatives = [] if scale == 1.0 else [negative] * count

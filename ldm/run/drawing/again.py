@@ -14,13 +14,14 @@ import torch
 from ldm.errors import UserError
 from ldm.run.command import DTYPES
 from ldm.run.device import device_of
+from ldm.run.drawing.begin import check_files
 from ldm.run.drawing.jobs import Job
 from ldm.run.drawing.options import SAMPLING, SOURCE
 from ldm.sampling.metadata import read_settings, versions
 
 log = logging.getLogger(__name__)
 
-SIZE = ("width", "height")  # pixels
+MORE = ("width", "height", "strength", "hires", "hires_strength")
 
 
 @dataclass(frozen=True)
@@ -83,11 +84,14 @@ def recall(path: Path, given: Collection[str] = ()) -> Recalled:
     settings = read_settings(path)
     if "seed" not in settings:
         raise UserError(f"--from-png {path}: a sheet of several pictures; give one of these")
-    options = {key: settings[key] for key in (*SAMPLING, *SIZE) if settings.get(key) is not None}
+    options = {key: settings[key] for key in (*SAMPLING, *MORE) if settings.get(key) is not None}
     own = settings.get("options")
     options |= _of_older(settings) if own is None else own
     if not {"run", "model"} & {*given} and ("run" in options or "snapshot" in options):
         options["run"] = _find_run(path, options.get("run"), str(settings.get("model", "")))
+    kept = {key: value for key, value in options.items() if key not in given}
+    check_files(path, kept, settings)
+    options |= kept
     if not _is_usable(options.get("device")):
         del options["device"]
     own_job = Job(str(settings["prompt"]), int(settings["seed"]))

@@ -12,7 +12,13 @@ OF_RUN = ("run", "snapshot")
 OF_MODEL = ("model", "tokenizer", "prediction_type", "vae", "clip_skip", "prompt_chunks", "lora")
 SOURCE = (*OF_RUN, *OF_MODEL, "ema")  # which weights draw
 SAMPLING = ("sampler", "steps", "scale", "rescale", "negative", "batch")  # those of a run's config
-TOLD = (*SOURCE, "identifier", "plain")  # told by a picture as they were given
+TOLD = (
+    *SOURCE,
+    "identifier",
+    "plain",
+    "init_image",
+    "mask",
+)  # told by a picture as they were given
 PLACES = ("out", "run", "model", "device")  # say where, and change nothing in a picture
 
 
@@ -44,6 +50,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--seed", metavar="SEEDS", help="of a prompt's first picture (default: 0), or all: 1-8,20")
     add("--n", type=int, help="pictures per prompt (default: 4)")
     add("--batch", type=int, help="pictures at once")
+    add("--init-image", type=Path, metavar="FILE", help="begin from this picture")
+    add("--strength", type=float, help="how much of it is drawn over, to 1 (default: 0.7)")
+    add("--mask", type=Path, metavar="FILE", help="draw only where this picture is white")
+    add("--hires", type=float, metavar="FACTOR", help="a second pass, larger by so much")
+    add("--hires-strength", type=float, help="how much that draws over, to 1 (default: 0.6)")
     add("--device", help="cuda, cuda:1, xpu, mps, cpu (default: what there is)")
     levels = "fast: all networks on the device; small: one at a time; auto: small where needed"
     add("--memory", choices=MEMORY, help=f"{levels} (default: auto)")
@@ -59,6 +70,10 @@ def problem_of(args: argparse.Namespace) -> str | None:
         return "give one of --run, --model and --from-png"
     if not args.from_png and not (args.prompt or args.prompts_file):
         return "give --prompt or --prompts-file"
+    if (args.mask or args.strength is not None) and not (args.init_image or args.from_png):
+        return "--mask and --strength belong to --init-image"
+    if args.hires_strength is not None and not (args.hires or args.from_png):
+        return "--hires-strength belongs to --hires"
     if bool(args.style) != bool(args.styles):
         return "--style NAME and --styles FILE belong together"
     if args.model and args.snapshot:
@@ -78,6 +93,8 @@ def with_own(args: argparse.Namespace, own: dict[str, Any]) -> argparse.Namespac
     """What is given, with a picture's own options for all that is not."""
     given = given_options(args)
     gone = set(given) | set(OF_MODEL if "run" in given else OF_RUN if "model" in given else ())
+    if "init_image" in given:
+        gone.add("mask")
     if "prompt" in given or "prompts_file" in given:
         gone.add("plain")  # was said of its own
     kept = {key: value for key, value in own.items() if key not in gone}

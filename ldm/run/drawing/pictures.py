@@ -17,16 +17,18 @@ def draw(
     settings: Mapping[str, Any],
     provenance: Mapping[str, Any],
     plain: bool = False,
+    begin: Mapping[str, Any] | None = None,
 ) -> Iterator[tuple[Image.Image, dict[str, Any]]]:
     """Make each picture, in order -> the picture and its settings, for `png_info`.
 
-    settings: `generate`'s keyword arguments. provenance: what is told beside these. plain: brackets
-    in prompts are text. UserError, at once: settings impossible.
+    settings: `generate`'s keyword arguments that are plain values; begin: the others. provenance:
+    what is told beside these. plain: brackets in prompts are text. UserError, at once: settings
+    impossible.
     """
     read = str if plain else parse
     prompts = [read(job.prompt) for job in jobs]
     told = {**settings, "negative": read(settings["negative"])}
-    pictures = generate(base, prompts, [job.seed for job in jobs], **told)
+    pictures = generate(base, prompts, [job.seed for job in jobs], **told, **(begin or {}))
     parts = batches(base, prompts, told["negative"], told["scale"], told["batch"])
 
     def drawn() -> Iterator[tuple[Image.Image, dict[str, Any]]]:

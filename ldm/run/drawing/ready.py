@@ -2,18 +2,22 @@
 
 import argparse
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from PIL import Image
 
 from ldm.data.prompts import PLACEHOLDER, fill_all, names_subject
 from ldm.errors import UserError
 from ldm.run.command import DTYPES, choices_of, loras_of
 from ldm.run.device import device_of
 from ldm.run.drawing.again import threads_on
+from ldm.run.drawing.begin import Begin, begin_of, size_of_start
 from ldm.run.drawing.jobs import Job
 from ldm.run.drawing.options import SAMPLING, told_options
+from ldm.run.drawing.pictures import draw
 from ldm.run.placing import Drawing, check_package, place_to_draw
 from ldm.run.source import Source, source_of_model, source_of_run
 from ldm.sampling.prompts.choices import Wildcards, chosen
@@ -26,14 +30,22 @@ log = logging.getLogger(__name__)
 class Ready:
     """A model where it draws; settings: `generate`'s keyword arguments.
 
-    styles: put around prompts. plain: prompts are nothing but text.
+    begin: what of these is no plain value. styles: put around prompts. plain: prompts are nothing
+    but text.
     """
 
     source: Source
     settings: dict[str, Any]
+    begin: Begin
     styles: list[Style]
     wildcards: Wildcards
     plain: bool
+
+    def draw(self, jobs: list[Job]) -> Iterator[tuple[Image.Image, dict[str, Any]]]:
+        """Each picture, in order, and its settings. UserError, at once: settings impossible."""
+        begin = {"start": self.begin.start, "hires": self.begin.hires}
+        source = self.source
+        return draw(source.base, jobs, self.settings, source.provenance, self.plain, begin)
 
     def filled(self, templates: list[str]) -> list[str]:
         """Prompts with styles and identifiers, the choices not yet made.
@@ -64,8 +76,10 @@ def make_ready(args: argparse.Namespace, count: int) -> Ready:
     styles = [style_of(known, name) for name in args.style]
     source = _source_of(args, getattr(torch, DTYPES[args.dtype]))
     settings = _settings_of(args, source, [style.negative for style in styles])
-    sides = max(settings["width"], settings["height"])
-    drawing = Drawing(sides, min(settings["batch"], count), settings["scale"] != 1)
+    size = settings["width"], settings["height"]
+    begin = begin_of(args, size)
+    end = begin.hires.size(source.base, *size) if begin.hires else size
+    drawing = Drawing(max(end), min(settings["batch"], count), settings["scale"] != 1)
     way = place_to_draw(source.base, device, drawing, args.memory or "auto", args.quantize)
     told = told_options(args) | {"dtype": args.dtype, "memory": "small" if way.small else "fast"}
     if args.run:
@@ -75,9 +89,10 @@ def make_ready(args: argparse.Namespace, count: int) -> Ready:
         "device": str(source.base.device),
         "dtype": str(source.base.unet.dtype),
         "threads": threads_on(device),
+        **begin.told,
         "options": told | {"quantize": way.quantized, "device": str(source.base.device)},
     }
-    return Ready(source, settings, styles, Wildcards(args.wildcards), bool(args.plain))
+    return Ready(source, settings, begin, styles, Wildcards(args.wildcards), bool(args.plain))
 
 
 def _source_of(args: argparse.Namespace, dtype: torch.dtype) -> Source:
@@ -99,8 +114,10 @@ def _settings_of(args: argparse.Namespace, source: Source, negatives: list[str])
     settings["negative"] = filled(_styled(settings["negative"], negatives), source.identifiers)
     if settings["negative"] and settings["scale"] == 1:
         log.warning("the negative prompt does nothing at guidance scale 1")
-    settings["width"] = args.width or source.resolution
-    settings["height"] = args.height or source.resolution
+    width = height = source.resolution
+    if args.init_image and not (args.width or args.height):
+        width, height = size_of_start(args.init_image, source.resolution, source.base)
+    settings |= {"width": args.width or width, "height": args.height or height}
     return settings
 
 
