@@ -18,17 +18,19 @@ Moments = tuple[Tensor, Tensor]  # mean and std, of one shape
 
 
 @torch.no_grad()  # not inference_mode: the UNet's backward pass may keep what is made from these
-def encode_pixels(vae: "AutoencoderKL", pixels: Tensor) -> Moments:
+def encode_pixels(
+    vae: "AutoencoderKL", pixels: Tensor, device: torch.device | None = None
+) -> Moments:
     """[B, 3, H, W] in [-1, 1] -> mean and std, [B, C, h, w] each, scaled, float32 on the CPU.
 
-    In one forward pass, on the VAE's device and in its dtype; the result carries no gradient.
+    In one forward pass, on the VAE's device (or where it is moved for that, `device`) and in its dtype; the result carries no gradient.
     Scaling as in arXiv 2112.10752, appendix G (`scaling_factor`): the latents then have about unit
     deviation. `shift_factor` is None in Stable Diffusion and there for later VAEs.
     Raises UserError where the result is not finite, in float32 too (see `without_overflow`).
     """
 
     def encoded() -> Moments:
-        posterior = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist
+        posterior = vae.encode(pixels.to(device or vae.device, vae.dtype)).latent_dist
         return posterior.mean, posterior.std
 
     mean, std = without_overflow(vae, encoded)

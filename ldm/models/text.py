@@ -11,6 +11,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from ldm.models.emphasis import Prompt, Window, emphasise, windows_of
+
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
 
@@ -84,12 +86,20 @@ class TextEncoders:
         """How many tokens of a prompt are seen."""
         return self.reading.chunks * (self.tokenizers[0].model_max_length - 2)  # start and end
 
-    def encode(self, prompts: Sequence[str], device: str | torch.device) -> TextEmbedding:
-        """Encode N prompts, L = chunks x the tokenizer's model_max_length.
+    def windows(self, prompt: Prompt) -> int:
+        """In how many windows a prompt is read: `Reading.chunks`, or more if it has sections."""
+        if isinstance(prompt, str):
+            return self.reading.chunks
+        return len(windows_of(self.tokenizers[0], prompt, self.reading.chunks)[0])
+
+    def encode(self, prompts: Sequence[Prompt], device: str | torch.device) -> TextEmbedding:
+        """Encode N prompts, L = windows x the tokenizer's model_max_length.
 
         Of one encoder: its last hidden states, as in diffusers' StableDiffusionPipeline. Of SDXL's
         two: the hidden states before the last layer, side by side, and the second one's projection
         of its (first) end token (arXiv 2307.01952, section 2.1), as in StableDiffusionXLPipeline.
+        Weights of words change hidden states (`emphasise`), nothing pooled. All prompts have the
+        windows of the longest, empty ones at the end.
 
         Equal prompts go through the encoders once and are indexed, so that a batch of few distinct
         prompts is cheap; gradients are those of encoding each. A prompt of more than `room` tokens
@@ -97,22 +107,14 @@ class TextEncoders:
         """
         distinct = list(dict.fromkeys(prompts))
         for prompt in distinct:
-            _warn_if_cut(self.tokenizers[0], prompt, self.room)
-        skip, chunks = self.reading.clip_skip, self.reading.chunks
-        two = len(self.encoders) > 1
-        outputs = [
-            _run(tokenizer, encoder, distinct, device, chunks, output_hidden_states=two or skip > 0)
-            for tokenizer, encoder in zip(self.tokenizers, self.encoders, strict=True)
-        ]
-        pooled = None
-        if two:
-            states = torch.cat([each.hidden_states[-2 - skip] for each in outputs], dim=-1)
-            pooled = outputs[-1].text_embeds[::chunks]  # [n x chunks, P] -> [n, P]
-        elif skip:
-            states = self.encoders[0].final_layer_norm(outputs[0].hidden_states[-1 - skip])
-        else:
-            states = outputs[0].last_hidden_state
-        states = rearrange(states, "(n chunks) l d -> n (chunks l) d", chunks=chunks)
+            _warn_if_cut(self.tokenizers[0], prompt, self.reading.chunks)
+        count = max(self.windows(prompt) for prompt in distinct)
+        read = [self._read(place, distinct, count, device) for place in range(len(self.encoders))]
+        pooled = read[-1][1]
+        if pooled is not None:
+            pooled = pooled[::count]  # [n x windows, P] -> [n, P]
+        states = torch.cat([states for states, _ in read], dim=-1)
+        states = rearrange(states, "(n windows) l d -> n (windows l) d", windows=count)
         embedding = TextEmbedding(states, pooled)
         if self.zero_empty_prompt and "" in distinct:
             embedding = _with_zeros(embedding, distinct.index(""))
@@ -120,6 +122,51 @@ class TextEncoders:
             return embedding
         places = [distinct.index(prompt) for prompt in prompts]
         return embedding[torch.tensor(places, device=embedding.states.device)]  # n -> N
+
+    def _read(
+        self, place: int, prompts: Sequence[Prompt], count: int, device: str | torch.device
+    ) -> tuple[Tensor, Tensor | None]:
+        """One encoder's states [n x count, L, D] of n prompts in `count` windows each, weighted;
+        beside them what it pools of each window."""
+        tokenizer, encoder = self.tokenizers[place], self.encoders[place]
+        windows: list[Window] = []
+        for prompt in prompts:
+            own, _ = windows_of(tokenizer, prompt, self.reading.chunks)
+            windows += [*own, *[Window([], [])] * (count - len(own))][:count]
+        weighted = any(weight != 1 for window in windows for weight in window.weights)
+        rows = [*windows, Window([], [])] if weighted else windows
+        outputs = self._run(tokenizer, encoder, rows, device)
+        skip, pooled = self.reading.clip_skip, None
+        if len(self.encoders) > 1:
+            states = outputs.hidden_states[-2 - skip]
+            pooled = getattr(outputs, "text_embeds", None)
+        elif skip:
+            states = encoder.final_layer_norm(outputs.hidden_states[-1 - skip])
+        else:
+            states = outputs.last_hidden_state
+        if weighted:
+            states = emphasise(states[:-1], states[-1:], windows)
+        return states, None if pooled is None else pooled[: len(windows)]
+
+    def _run(
+        self,
+        tokenizer: "CLIPTokenizer",
+        encoder: Any,
+        windows: Sequence[Window],
+        device: str | torch.device,
+    ) -> Any:
+        """One encoder's outputs of these windows."""
+        first, last = tokenizer.bos_token_id, tokenizer.eos_token_id
+        tokens = tokenizer.pad(
+            {"input_ids": [[first, *window.tokens, last] for window in windows]},
+            padding="max_length",
+            max_length=tokenizer.model_max_length,
+            return_tensors="pt",
+        )
+        masked = getattr(encoder.config, "use_attention_mask", False)
+        mask = tokens.attention_mask.to(device) if masked else None
+        more = len(self.encoders) > 1 or self.reading.clip_skip > 0
+        return encoder(tokens.input_ids.to(device), attention_mask=mask, output_hidden_states=more)
 
     def unread(self) -> Iterator[nn.Parameter]:
         """Parameters that no embedding depends on: layers that are passed over.
@@ -140,31 +187,6 @@ class TextEncoders:
         for encoder in self.encoders:
             nn.Module.to(encoder, device=device)
         return self
-
-
-def _run(
-    tokenizer: "CLIPTokenizer",
-    encoder: Any,
-    prompts: list[str],
-    device: str | torch.device,
-    chunks: int,
-    **options: Any,
-) -> Any:
-    """One encoder's outputs of n prompts in so many chunks each, n x chunks rows."""
-    length = tokenizer.model_max_length
-    ids = tokenizer(prompts, add_special_tokens=False, verbose=False).input_ids
-    starts = [chunk * (length - 2) for chunk in range(chunks)]
-    windows = [own[start : start + length - 2] for own in ids for start in starts]
-    first, last = tokenizer.bos_token_id, tokenizer.eos_token_id
-    tokens = tokenizer.pad(
-        {"input_ids": [[first, *window, last] for window in windows]},
-        padding="max_length",
-        max_length=length,
-        return_tensors="pt",
-    )
-    masked = getattr(encoder.config, "use_attention_mask", False)
-    mask = tokens.attention_mask.to(device) if masked else None
-    return encoder(tokens.input_ids.to(device), attention_mask=mask, **options)
 
 
 def _with_zeros(embedding: TextEmbedding, place: int) -> TextEmbedding:
@@ -203,11 +225,12 @@ def describe_identifier(tokenizer: "CLIPTokenizer", identifier: str) -> str | No
 
 # A cached function warns once per prompt; the size bounds what is remembered.
 @functools.lru_cache(maxsize=4096)
-def _warn_if_cut(tokenizer: "CLIPTokenizer", prompt: str, room: int) -> None:
-    tokens = tokens_of(tokenizer, prompt)
-    if len(tokens) > room:
-        lost = "".join(tokens[room:]).replace("</w>", " ").strip()
+def _warn_if_cut(tokenizer: "CLIPTokenizer", prompt: Prompt, chunks: int) -> None:
+    windows, lost = windows_of(tokenizer, prompt, chunks)
+    if lost:
+        fit = sum(len(window.tokens) for window in windows)
+        unseen = "".join(tokenizer.convert_ids_to_tokens(lost)).replace("</w>", " ").strip()
         log.warning(
             "prompt %r has %d tokens, %d fit: %r is not seen (model.prompt_chunks makes room)",
-            *(prompt, len(tokens), room, lost),
+            *(prompt if isinstance(prompt, str) else prompt.text, fit + len(lost), fit, unseen),
         )

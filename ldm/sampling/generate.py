@@ -1,6 +1,7 @@
 """Prompts and seeds to pictures, without leaving a trace in the models or the random state."""
 
 import inspect
+import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -15,25 +16,38 @@ from ldm.data.images import to_picture
 from ldm.data.sizes import sizes_of_whole
 from ldm.errors import UserError
 from ldm.models.base import BaseModel, check_resolution
+from ldm.models.emphasis import Prompt
 from ldm.models.modes import in_eval_mode
 from ldm.models.text import TextEmbedding
 from ldm.randomness import generator
 from ldm.sampling.denoiser import guided_prediction
+from ldm.sampling.image import (
+    Hires,
+    Known,
+    Start,
+    check_begin,
+    enlarged,
+    known_of,
+    last_timesteps,
+    pasted,
+)
 from ldm.sampling.samplers import check_sampler, check_steps, make_sampler
 
 log = logging.getLogger(__name__)
 
 PIXELS_AT_ONCE = 1024 * 1024  # pixels that the VAE decodes in one call; bounds its memory
 
+Text = tuple[TextEmbedding, TextEmbedding | None]  # of the prompts, and of the negative
+How = tuple[int, str, float, float]  # steps, sampler, scale, rescale
 Progress = Callable[[int, int], None]  # (pictures done, pictures in all)
 
 
 def generate(
     base: BaseModel,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     seeds: Sequence[int],
     *,
-    negative: str = "",
+    negative: Prompt = "",
     scale: float = 5.0,
     rescale: float = 0.0,
     steps: int = 25,
@@ -43,8 +57,10 @@ def generate(
     batch: int = 8,
     progress: Progress | None = None,
     latents: Tensor | None = None,
+    start: Start | None = None,
+    hires: Hires | None = None,
 ) -> Iterator[Image.Image]:
-    """Make one RGB picture for each (prompt, seed), in order, `batch` at a time.
+    """Make one RGB picture for each (prompt, seed), in order, `batch` at a time (see `batches`).
 
     Noise, that of ancestral samplers too, comes from each picture's own seed, so picture n does
     not depend on the batch it is made in (up to rounding, 1/255). Device and dtype are those of
@@ -52,11 +68,13 @@ def generate(
     modes are the same afterwards as before, also when the iteration is broken off.
 
     height, width: pixels, default the base's own. latents [N, C, h, w]: unit noise to start from
-    instead of the seeds' own. UserError, at once: steps, scale, sampler, size or batch impossible.
+    instead of the seeds' own. start: a picture to begin from; hires: a second, larger pass.
+    UserError, at once: steps, scale, sampler, size, batch, start or hires impossible.
     """
     height = height or base.default_resolution
     width = width or base.default_resolution
     _check(base, steps, scale, rescale, sampler, height, width, batch)
+    check_begin(start, hires, steps, (width, height))
     if len(prompts) != len(seeds):
         raise ValueError(f"{len(prompts)} prompts, but {len(seeds)} seeds")
     shape = (base.latent_channels, height // base.latent_factor, width // base.latent_factor)
@@ -64,17 +82,18 @@ def generate(
         raise ValueError(f"latents {tuple(latents.shape)}, not {(len(prompts), *shape)}")
 
     def pictures() -> Iterator[Image.Image]:
-        for start in range(0, len(prompts), batch):
-            part = slice(start, start + batch)
+        for part in batches(base, prompts, negative, scale, batch):
             noise = initial_noise(seeds[part], shape) if latents is None else latents[part]
             with in_eval_mode(*base.networks.values(), base.vae):
                 text = _encode(base, prompts[part], negative, scale)
-                generators = [generator(seed, "sampler") for seed in seeds[part]]
-                solver = make_sampler(sampler, base.scheduler)
-                clean = denoise(base, solver, steps, noise, *text, generators, scale, rescale)
+                known = known_of(base, start) if start else None
+                how = (steps, sampler, scale, rescale)
+                clean = _solved(base, noise, text, seeds[part], how, known)
+                if hires is not None:
+                    clean = _again_larger(base, clean, text, seeds[part], how, hires)
                 _tell_of_overflow(base, clean, prompts[part], seeds[part])
-                made = [to_picture(pixels) for pixels in decode(base, clean)]
-            for done, picture in enumerate(made, start + 1):
+                made = [pasted(to_picture(pixels), start) for pixels in decode(base, clean)]
+            for done, picture in enumerate(made, part.start + 1):
                 if progress is not None:
                     progress(done, len(prompts))
                 yield picture
@@ -82,9 +101,55 @@ def generate(
     return pictures()
 
 
-def initial_noise(seeds: Sequence[int], shape: tuple[int, int, int]) -> Tensor:
+def batches(
+    base: BaseModel, prompts: Sequence[Prompt], negative: Prompt, scale: float, batch: int
+) -> list[slice]:
+    """Which pictures `generate` makes at once: neighbours read in equally many windows of text.
+
+    With others, a prompt would get empty windows at its end, and its picture depend on theirs.
+    """
+    least = 0 if scale == 1.0 else base.text.windows(negative)
+    counts = [max(least, base.text.windows(prompt)) for prompt in prompts]
+    parts, start = [], 0
+    for _, group in itertools.groupby(counts):
+        end = start + len([*group])
+        parts += [slice(first, min(first + batch, end)) for first in range(start, end, batch)]
+        start = end
+    return parts
+
+
+def _solved(
+    base: BaseModel,
+    noise: Tensor,
+    text: Text,
+    seeds: Sequence[int],
+    how: How,
+    known: Known | None,
+    purpose: str = "sampler",
+) -> Tensor:
+    """`denoise` with a fresh sampler, and each picture's own generator."""
+    steps, sampler, scale, rescale = how
+    generators = [generator(seed, purpose) for seed in seeds]
+    solver = make_sampler(sampler, base.scheduler)
+    return denoise(base, solver, steps, noise, *text, generators, scale, rescale, known)
+
+
+def _again_larger(
+    base: BaseModel, clean: Tensor, text: Text, seeds: Sequence[int], how: How, hires: Hires
+) -> Tensor:
+    """The second pass, with noise of its own."""
+    sides = (side * base.latent_factor for side in reversed(clean.shape[-2:]))
+    width, height = (side // base.latent_factor for side in hires.size(base, *sides))
+    known = enlarged(clean, height, width, hires.strength)
+    noise = initial_noise(seeds, (base.latent_channels, height, width), "hires latents")
+    return _solved(base, noise, text, seeds, how, known, "hires sampler")
+
+
+def initial_noise(
+    seeds: Sequence[int], shape: tuple[int, int, int], purpose: str = "latents"
+) -> Tensor:
     """Return unit noise [N, C, h, w], float32 on the CPU, each picture's from its own seed."""
-    return torch.stack([torch.randn(shape, generator=generator(s, "latents")) for s in seeds])
+    return torch.stack([torch.randn(shape, generator=generator(s, purpose)) for s in seeds])
 
 
 def denoise(
@@ -97,8 +162,11 @@ def denoise(
     generators: list[torch.Generator],
     scale: float,
     rescale: float,
+    known: Known | None = None,
 ) -> Tensor:
     """Integrate from unit noise to clean latents, both [N, C, h, w]; the result is float32.
+
+    known: begin from it, and let stay of it what is not to be drawn.
 
     `solver` is a fresh scheduler of `make_sampler`; cond, uncond of N prompts; `generators`, one
     per picture, feed the solvers that add noise on the way. SDXL is told that a picture is whole
@@ -107,15 +175,22 @@ def denoise(
     solver.set_timesteps(steps, device=base.device)
     takes_generator = "generator" in inspect.signature(solver.step).parameters
     extra: dict[str, Any] = {"generator": generators} if takes_generator else {}
-    latents = noise.to(base.device, torch.float32) * solver.init_noise_sigma
+    noise, timesteps = noise.to(base.device, torch.float32), solver.timesteps
+    if known is None:
+        latents = noise * solver.init_noise_sigma
+    else:
+        timesteps = last_timesteps(solver, steps, known.strength)
+        latents = known.noisy(solver, noise, timesteps)
     height, width = (side * base.latent_factor for side in noise.shape[-2:])
     sizes = sizes_of_whole(height, width, len(noise)).to(base.device)
-    for t in solver.timesteps:  # second-order solvers list a step's two halves
+    for place, t in enumerate(timesteps, 1):  # second-order solvers list a step's two halves
         model_input = solver.scale_model_input(latents, t)
         prediction = guided_prediction(
             base.unet, model_input, t, cond, uncond, sizes, scale, rescale
         )
         latents = solver.step(prediction, t, latents, return_dict=False, **extra)[0]
+        if known is not None:
+            latents = known.put_back(latents, solver, noise, timesteps[place:])
     return latents
 
 
@@ -148,7 +223,7 @@ def is_finite(latents: Tensor) -> Tensor:
 
 
 def _tell_of_overflow(
-    base: BaseModel, latents: Tensor, prompts: Sequence[str], seeds: Sequence[int]
+    base: BaseModel, latents: Tensor, prompts: Sequence[Prompt], seeds: Sequence[int]
 ) -> None:
     """Name the pictures that the UNet made NaN of; no VAE can decode these."""
     kind = base.device.type
@@ -161,13 +236,11 @@ def _tell_of_overflow(
             log.warning(
                 "the UNet makes NaN in %s: the picture of %r, seed %d, is black; float16 is too "
                 "small for some models: use bf16 or fp32, which make NaN of damaged weights only",
-                *(dtype, prompt, seed),
+                *(dtype, prompt if isinstance(prompt, str) else prompt.text, seed),
             )
 
 
-def _encode(
-    base: BaseModel, prompts: Sequence[str], negative: str, scale: float
-) -> tuple[TextEmbedding, TextEmbedding | None]:
+def _encode(base: BaseModel, prompts: Sequence[Prompt], negative: Prompt, scale: float) -> Text:
     """Return embeddings of N prompts and of as many times the negative, encoded in one pass."""
     count = len(prompts)
     negatives = [] if scale == 1.0 else [negative] * count

@@ -64,6 +64,9 @@ def parameters_text(settings: Mapping[str, Any]) -> str:
         "CFG Rescale": settings.get("rescale") or None,
         "Seed": settings.get("seed"),
         "Size": size,
+        "Denoising strength": settings.get("strength", settings.get("hires_strength")),
+        "Hires upscale": settings.get("hires"),
+        "Hires upscaler": "Latent (bicubic)" if settings.get("hires") else None,
         "Model hash": str(settings.get("fingerprint") or "")[:10] or None,
         "Model": settings.get("model"),
     }

@@ -1,0 +1,1 @@
+"""Pictures on request: what is asked for, drawn, told of, and drawn again."""

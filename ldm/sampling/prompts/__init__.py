@@ -1,0 +1,1 @@
+"""Prompts as people write them for sampling: styles, choices, weights. Training reads none."""
