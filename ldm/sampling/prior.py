@@ -11,6 +11,7 @@ import logging
 import os
 import re
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,14 +133,20 @@ def make_class_images(
     _prepare(folder, maker.about)
     missing = _missing_batches(folder, count, batch, size, rank, world, ledger)
     total, done = sum(map(len, missing.values())), 0
-    for first, wanted in missing.items():
-        made = maker.make(first // batch)
-        for index in wanted:  # not the padding of the last batch
-            picture, provenance = made[index - first]
-            _save(picture, _path(folder, index), provenance | {"index": index})
-            done += 1
-            if progress is not None:
-                progress(done, total)
+    # Written by a thread, while the next batch is drawn: a device need not wait for it.
+    with ThreadPoolExecutor(1, "class images") as writer:
+        writing: list[Future[None]] = []
+        for wanted in [*missing.values(), range(0)]:
+            made = maker.make(wanted.start // batch) if wanted else []
+            for written in writing:
+                written.result()
+                done += 1
+                if progress is not None:
+                    progress(done, total)
+            writing = [
+                writer.submit(_save, picture, _path(folder, index), {**about, "index": index})
+                for index, (picture, about) in zip(wanted, made, strict=False)  # no padding
+            ]
     return class_images(folder, size, ledger)
 
 
