@@ -119,6 +119,9 @@ def range_problems(config: Config) -> Iterator[str]:
     for number, subject in enumerate(config.subjects):
         if not 0 <= subject.weight < math.inf:
             yield f"subjects[{number}].weight={subject.weight}: must be a number of at least 0"
+    interval = config.sampling.guidance_interval
+    if interval is not None and (len(interval) != 2 or not 0 <= interval[0] < interval[1]):
+        yield f"sampling.guidance_interval={interval}: must be two noise levels, as [0.3, 5]"
     betas = config.training.betas
     if betas is not None and (len(betas) != 2 or not all(0 <= beta < 1 for beta in betas)):
         yield f"training.betas={betas}: must be two numbers from 0 up to, not including, 1"

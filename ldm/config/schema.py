@@ -173,6 +173,7 @@ class Sampling:
     steps: int = 25
     scale: float = 5.0  # guidance
     rescale: float = 0.0  # guidance rescale, arXiv 2305.08891 section 3.4
+    guidance_interval: list[float] | None = None  # noise levels at which it acts; None: at all
     negative: str = ""
     batch: int = 8
 

@@ -38,7 +38,18 @@ IMPORTANT = (  # beginnings of the metrics that are printed; report.html has the
     "class/change",
     "unrelated/drift",
 )
-COMPARED = ("prompts", "seeds", "negative", "steps", "sampler", "scale", "rescale", "width", "vae")
+COMPARED = (
+    "prompts",
+    "seeds",
+    "negative",
+    "steps",
+    "sampler",
+    "scale",
+    "rescale",
+    "guidance_interval",
+    "width",
+    "vae",
+)
 
 
 def conclude(config: Config, run: Path, ready: Prepared, job: Job) -> bool:

@@ -1,15 +1,52 @@
 """One guided prediction of the UNet."""
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from ldm.errors import UserError
 from ldm.models.text import TextEmbedding
 from ldm.models.unet import predict
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """How strong guidance is, and at which noise levels it acts. UserError: impossible values."""
+
+    scale: float
+    rescale: float = 0.0  # see `rescaled`
+    # Only where low < sigma <= high (arXiv 2404.07724, eq. 5), sigma being the noise's deviation
+    # beside an image's of one; elsewhere the prompt's prediction stands alone, for half the work.
+    interval: Sequence[float] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.scale >= 0:
+            raise UserError(f"guidance scale: {self.scale} is negative; 1 is none, 5 to 8 is usual")
+        if not 0 <= self.rescale <= 1:
+            raise UserError(f"guidance rescale: {self.rescale} is not within 0 to 1")
+        if self.interval is not None:
+            low, high = self.interval
+            if not 0 <= low < high:
+                raise UserError(
+                    f"guidance interval: {low} to {high} is none; as 0.3 to 5, of noise levels "
+                    "from 0 to about 15"
+                )
+
+    def scale_at(self, t: Tensor, alphas_cumprod: Tensor) -> float:
+        """The scale at a timestep; 1: no guidance. alphas_cumprod: of all, the image's variance."""
+        if self.interval is None:
+            return self.scale  # without waiting for the device
+        alpha_cumprod = float(alphas_cumprod[round(float(t))])
+        low, high = self.interval
+        sigma = (1 / alpha_cumprod - 1) ** 0.5 if alpha_cumprod else math.inf
+        return self.scale if low < sigma <= high else 1.0
 
 
 def guided_prediction(

@@ -20,7 +20,7 @@ from ldm.models.emphasis import Prompt
 from ldm.models.modes import in_eval_mode
 from ldm.models.text import TextEmbedding
 from ldm.randomness import generator
-from ldm.sampling.denoiser import guided_prediction
+from ldm.sampling.denoiser import Guidance, guided_prediction
 from ldm.sampling.image import (
     Hires,
     Known,
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 PIXELS_AT_ONCE = 1024 * 1024  # pixels that the VAE decodes in one call; bounds its memory
 
 Text = tuple[TextEmbedding, TextEmbedding | None]  # of the prompts, and of the negative
-How = tuple[int, str, float, float]  # steps, sampler, scale, rescale
+How = tuple[int, str, Guidance]  # steps, sampler
 Progress = Callable[[int, int], None]  # (pictures done, pictures in all)
 
 
@@ -50,6 +50,7 @@ def generate(
     negative: Prompt = "",
     scale: float = 5.0,
     rescale: float = 0.0,
+    guidance_interval: Sequence[float] | None = None,
     steps: int = 25,
     sampler: str = "dpmpp_2m",
     height: int | None = None,
@@ -67,13 +68,15 @@ def generate(
     `base`; the sampler itself works in float32. Global random state and the modules' train/eval
     modes are the same afterwards as before, also when the iteration is broken off.
 
+    scale, rescale, guidance_interval: see `Guidance`.
     height, width: pixels, default the base's own. latents [N, C, h, w]: unit noise to start from
     instead of the seeds' own. start: a picture to begin from; hires: a second, larger pass.
     UserError, at once: steps, scale, sampler, size, batch, start or hires impossible.
     """
     height = height or base.default_resolution
     width = width or base.default_resolution
-    _check(base, steps, scale, rescale, sampler, height, width, batch)
+    guidance = Guidance(scale, rescale, guidance_interval)
+    _check(base, steps, sampler, height, width, batch)
     check_begin(start, hires, steps, (width, height))
     if len(prompts) != len(seeds):
         raise ValueError(f"{len(prompts)} prompts, but {len(seeds)} seeds")
@@ -87,7 +90,7 @@ def generate(
             with in_eval_mode(*base.networks.values(), base.vae):
                 text = _encode(base, prompts[part], negative, scale)
                 known = known_of(base, start) if start else None
-                how = (steps, sampler, scale, rescale)
+                how = (steps, sampler, guidance)
                 clean = _solved(base, noise, text, seeds[part], how, known)
                 if hires is not None:
                     clean = _again_larger(base, clean, text, seeds[part], how, hires)
@@ -128,10 +131,10 @@ def _solved(
     purpose: str = "sampler",
 ) -> Tensor:
     """`denoise` with a fresh sampler, and each picture's own generator."""
-    steps, sampler, scale, rescale = how
+    steps, sampler, guidance = how
     generators = [generator(seed, purpose) for seed in seeds]
     solver = make_sampler(sampler, base.scheduler)
-    return denoise(base, solver, steps, noise, *text, generators, scale, rescale, known)
+    return denoise(base, solver, steps, noise, *text, generators, guidance, known)
 
 
 def _again_larger(
@@ -160,8 +163,7 @@ def denoise(
     cond: TextEmbedding,
     uncond: TextEmbedding | None,
     generators: list[torch.Generator],
-    scale: float,
-    rescale: float,
+    guidance: Guidance,
     known: Known | None = None,
 ) -> Tensor:
     """Integrate from unit noise to clean latents, both [N, C, h, w]; the result is float32.
@@ -185,8 +187,9 @@ def denoise(
     sizes = sizes_of_whole(height, width, len(noise)).to(base.device)
     for place, t in enumerate(timesteps, 1):  # second-order solvers list a step's two halves
         model_input = solver.scale_model_input(latents, t)
+        scale = guidance.scale_at(t, solver.alphas_cumprod)
         prediction = guided_prediction(
-            base.unet, model_input, t, cond, uncond, sizes, scale, rescale
+            base.unet, model_input, t, cond, uncond, sizes, scale, guidance.rescale
         )
         latents = solver.step(prediction, t, latents, return_dict=False, **extra)[0]
         if known is not None:
@@ -251,8 +254,6 @@ def _encode(base: BaseModel, prompts: Sequence[Prompt], negative: Prompt, scale:
 def _check(
     base: BaseModel,
     steps: int,
-    scale: float,
-    rescale: float,
     sampler: str,
     height: int,
     width: int,
@@ -261,10 +262,6 @@ def _check(
     """Raise UserError for settings that cannot work; better here than in the middle of a batch."""
     check_sampler(sampler)
     check_steps(steps, base.scheduler)
-    if not scale >= 0:
-        raise UserError(f"guidance scale: {scale} is negative; 1 is no guidance, 5 to 8 is usual")
-    if not 0 <= rescale <= 1:
-        raise UserError(f"guidance rescale: {rescale} is not within 0 to 1")
     if batch < 1:
         raise UserError(f"sampling batch: {batch} is not at least 1")
     check_resolution(base, height, "height")

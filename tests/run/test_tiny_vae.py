@@ -12,6 +12,7 @@ from ldm.errors import UserError
 from ldm.run.build import grid_drawer
 from ldm.run.prepare import prepare
 from ldm.run.settings import grid_settings
+from ldm.sampling.denoiser import Guidance
 from ldm.sampling.generate import denoise, initial_noise
 from ldm.sampling.grid import labelled_grid
 from ldm.sampling.samplers import make_sampler
@@ -49,7 +50,7 @@ def test_grids_are_decoded_by_it_from_latents_as_the_unet_has_them(place: Worksp
     text = base.text.encode(["a dog", ""], "cpu")
     solver = make_sampler("dpmpp_2m", base.scheduler)
     noise = initial_noise([0], (4, 8, 8))
-    clean = denoise(base, solver, 2, noise, text[:1], text[1:], [torch.Generator()], 5.0, 0.0)
+    clean = denoise(base, solver, 2, noise, text[:1], text[1:], [torch.Generator()], Guidance(5.0))
     wanted = labelled_grid([[to_picture(tiny.decode(clean).sample[0])]], ["a dog"])
     drawn = grid_drawer(config, ready)(torch.device("cpu"))
     assert drawn.tobytes() == wanted.tobytes() and len(wanted.getcolors(10**6) or []) > 50

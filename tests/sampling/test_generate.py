@@ -13,7 +13,9 @@ from PIL import Image
 from ldm.errors import UserError
 from ldm.models.base import BaseModel, load_base
 from ldm.models.trainable import prepare_training
+from ldm.models.unet import predict
 from ldm.randomness import generator
+from ldm.sampling.denoiser import Guidance
 from ldm.sampling.generate import decode, denoise, generate, initial_noise
 from ldm.sampling.samplers import SAMPLERS, make_sampler
 
@@ -78,7 +80,9 @@ def test_same_as_diffusers_pipeline(
         uncond = base.text.encode([negative] * 3, "cpu")
         generators = [generator(seed, "sampler") for seed in SEEDS]
         solver = make_sampler(name, base.scheduler)
-        clean = denoise(base, solver, STEPS, noise, cond, uncond, generators, scale, rescale)
+        clean = denoise(
+            base, solver, STEPS, noise, cond, uncond, generators, Guidance(scale, rescale)
+        )
         ours = torch.stack(list(decode(base, clean)))
     ours = (ours / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)  # NCHW -> NHWC
     np.testing.assert_allclose(ours.numpy(), theirs, atol=1e-4, rtol=0)
@@ -94,6 +98,38 @@ def test_same_as_diffusers_pipeline(
         sampler=name,
     )
     assert np.abs(pixels(made) - theirs * 255).max() <= 1
+
+
+def test_guidance_acts_in_its_interval(
+    bases: dict[str, BaseModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the formula for sigma, written out with diffusers' sampler in sigmas."""
+    from diffusers import EulerDiscreteScheduler
+
+    base, rows = bases["eps"], []
+
+    def counted(unet: Any, latents: torch.Tensor, *rest: Any) -> torch.Tensor:
+        rows.append(len(latents))
+        return predict(unet, latents, *rest)
+
+    monkeypatch.setattr("ldm.sampling.denoiser.predict", counted)
+
+    def picture(interval: tuple[float, float] | None) -> np.ndarray:
+        rows.clear()
+        how = {"steps": 8, "sampler": "euler", "guidance_interval": interval}
+        return np.asarray(next(generate(base, ["a dog"], [3], **how)), np.int16)  # type: ignore[arg-type]
+
+    whole = picture(None)
+    assert rows == [2] * 8
+    solver = EulerDiscreteScheduler.from_config(base.scheduler.config)
+    solver.set_timesteps(8)
+    sigmas = solver.sigmas[:8].tolist()
+    middle = (sigmas[5] - 1e-3, sigmas[2] + 1e-3)
+    partly = picture(middle)
+    assert rows == [1, 1, 2, 2, 2, 2, 1, 1]
+    assert (picture((0.0, 1e6)) == whole).all() and (partly != whole).any()
+    with pytest.raises(UserError, match="guidance interval: 3 to 2"):
+        generate(base, ["a dog"], [3], guidance_interval=(3, 2))
 
 
 def test_everything_given_matters(bases: dict[str, BaseModel]) -> None:
@@ -116,7 +152,9 @@ def test_everything_given_matters(bases: dict[str, BaseModel]) -> None:
             noise = initial_noise([0], (4, 8, 8))
             generators = [generator(given.get("seed", 0), "sampler")]
             scale, rescale = given["scale"], given["rescale"]
-            return denoise(base, solver, STEPS, noise, cond, uncond, generators, scale, rescale)
+            return denoise(
+                base, solver, STEPS, noise, cond, uncond, generators, Guidance(scale, rescale)
+            )
 
     plain = latents()
     for change in (

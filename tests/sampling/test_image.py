@@ -14,6 +14,7 @@ from ldm.data.images import to_tensor
 from ldm.errors import UserError
 from ldm.models.base import BaseModel, load_base
 from ldm.randomness import generator
+from ldm.sampling.denoiser import Guidance
 from ldm.sampling.generate import decode, denoise, generate, initial_noise
 from ldm.sampling.image import Hires, Known, Start, fitted, known_of, last_timesteps
 from ldm.sampling.samplers import SAMPLERS, make_sampler
@@ -50,7 +51,7 @@ def solved(base: BaseModel, name: str, known: Known | None, noise: torch.Tensor)
         cond, uncond = (base.text.encode(p, "cpu") for p in (PROMPTS, ["snow"] * len(PROMPTS)))
         generators = [generator(seed, "sampler") for seed in SEEDS]
         solver = make_sampler(name, base.scheduler)
-        return denoise(base, solver, STEPS, noise, cond, uncond, generators, 5.0, 0.0, known)
+        return denoise(base, solver, STEPS, noise, cond, uncond, generators, Guidance(5.0), known)
 
 
 def pipeline_of(kind: str, base: BaseModel, name: str) -> Any:

@@ -10,6 +10,7 @@ from PIL import Image
 from ldm.data.images import to_tensor
 from ldm.models.base import BaseModel, load_base
 from ldm.models.text import tokens_of
+from ldm.sampling.denoiser import Guidance
 from ldm.sampling.generate import denoise, generate
 from ldm.sampling.samplers import make_sampler
 from ldm.storybook.oracle import load_oracle
@@ -60,7 +61,7 @@ def test_latents_equal_the_pipelines_to_rounding(base: BaseModel) -> None:
         with torch.no_grad():
             cond, uncond = (base.text.encode([text] * 2, "cpu") for text in (PROMPT, ""))
             solver = make_sampler(name, base.scheduler)
-            latents = denoise(base, solver, 8, noise, cond, uncond, [], 5.0, 0.0)
+            latents = denoise(base, solver, 8, noise, cond, uncond, [], Guidance(5.0))
         torch.testing.assert_close(latents, expected, rtol=0, atol=1e-4)
 
 

@@ -11,7 +11,15 @@ MEMORY = ("auto", "fast", "small")
 OF_RUN = ("run", "snapshot")
 OF_MODEL = ("model", "tokenizer", "prediction_type", "vae", "clip_skip", "prompt_chunks", "lora")
 SOURCE = (*OF_RUN, *OF_MODEL, "ema")  # which weights draw
-SAMPLING = ("sampler", "steps", "scale", "rescale", "negative", "batch")  # those of a run's config
+SAMPLING = (  # those of a run's config
+    "sampler",
+    "steps",
+    "scale",
+    "rescale",
+    "guidance_interval",
+    "negative",
+    "batch",
+)
 TOLD = (
     *SOURCE,
     "identifier",
@@ -43,6 +51,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--negative", metavar="PROMPT", help="what to keep away from")
     add("--scale", type=float, help="guidance; 1 is none")
     add("--rescale", type=float, help="guidance rescale, 0 to 1")
+    interval = "noise levels (0 to about 15) at which guidance acts, as 0.3 5 (default: all)"
+    add("--guidance-interval", nargs=2, type=float, metavar=("LOW", "HIGH"), help=interval)
     add("--steps", type=int, help="of the sampler")
     add("--sampler", choices=SAMPLERS)
     add("--width", type=int, help="pixels")
