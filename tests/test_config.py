@@ -23,6 +23,7 @@ from ldm.config import (
     to_yaml,
 )
 from ldm.config.checks import contains_word
+from ldm.config.document import reference
 from ldm.config.ranges import value_at
 from ldm.config.schema import Adapter, Prior, Sampler
 from ldm.errors import UserError
@@ -411,3 +412,12 @@ def test_the_optimizers_names_are_the_same_everywhere() -> None:
 
     assert set(IN_CONFIG) == set(OPTIMIZERS) == set(OPTIMIZER_BYTES)
     assert set(PACKAGES) < set(OPTIMIZERS)
+
+
+def test_the_page_of_all_keys_is_what_the_code_says() -> None:
+    page = (ROOT / "docs" / "configuration.md").read_text("utf-8")
+    assert page == reference(ROOT), "python -m ldm.config.document > docs/configuration.md"
+    rows = dict(re.findall(r"^\| `([\w.]+)` \| .* \| (.*) \|$", page, re.MULTILINE))
+    told = {key for key, said in rows.items() if said}
+    assert told >= {key for key in config_keys() if not key.startswith("subjects")}
+    assert "| `training.optimizer_arguments` | mapping | `{}` |" in page
