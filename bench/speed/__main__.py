@@ -84,7 +84,8 @@ HEAD = """\
 the same base (`data/storybook-sd`, weights in float32), pictures, batch, precision and steps; a
 ratio is the median over rounds. Where more is better it is peer / ours, where less is better
 ours / peer. "Bare networks" are forward, backward and optimizer of UNet and text encoder on tensors
-in memory (for pictures: UNet and VAE calls alone), the most that can be asked for.
+in memory (for pictures: UNet and VAE calls alone), the most that can be asked for. Memory of many
+class pictures and of saves is that which no file is mapped into, looked at 50 times a second.
 
 | work | beside | ours | peer | ratio | target | met | date |
 |---|---|---|---|---|---|---|---|"""

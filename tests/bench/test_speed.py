@@ -4,10 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from bench.speed.__main__ import as_record, merged, table
 from bench.speed.contenders import fp32_copy
+from bench.speed.growing import anonymous_gib, of_its_own
 from bench.speed.measure import Numbers, in_turn, ratio_of, run, seconds_per_step, step_times
 from bench.speed.works import Row
 
@@ -66,6 +68,28 @@ def test_memory_is_that_of_the_command() -> None:
     mine = bytearray(600 * 2**20)  # what this process holds does not count
     ran = run(["python3", "-c", "x = bytearray(300 * 2**20)"])
     assert 0.29 < ran.peak_gib < 0.45 and mine
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not tell")
+def test_mapped_files_do_not_count_as_memory(tmp_path: Path) -> None:
+    file = tmp_path / "zeros"
+    file.write_bytes(bytes(200 * 2**20))
+    code = (
+        f"import mmap, time; file = open({str(file)!r}, 'rb');"
+        "mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ); sum(mapped[::4096]);"
+        "x = bytearray(b'1') * (100 * 2**20); time.sleep(0.3)"
+    )
+    ran = run(["python3", "-c", code], watched=True)
+    assert 0.09 < anonymous_gib(ran.output) < 0.15 and ran.peak_gib > 0.28
+
+
+@pytest.mark.parametrize("ending", [".jpg", ".png"])
+def test_a_large_picture_is_decoded_once(tmp_path: Path, ending: str) -> None:
+    file = tmp_path / f"large{ending}"
+    Image.new("RGB", (6000, 4000), (9, 80, 170)).save(file)
+    told = of_its_own("decode", file, 512)
+    assert told["pixels_gib"] == 6000 * 4000 * 4 / 2**30
+    assert told["gib"] < told["pixels_gib"] * (0.5 if ending == ".jpg" else 1.3)
 
 
 def test_the_base_that_every_contender_can_load(
