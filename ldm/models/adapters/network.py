@@ -117,8 +117,10 @@ class Adapter(nn.Module):
         own, inside = self.state_dict(), f"{layer}."
         return {key.removeprefix(inside): own[key] for key in own if key.startswith(inside)}
 
-    def merge(self) -> None:
+    def merge(self, share: float = 1.0) -> None:
         """Add what was learnt to the network's own weights and take peft's layers out of it.
+
+        share: of the way from the network's own weights to what was learnt that they move.
 
         With a `timestep_rank` that is another network: the whole rank at all timesteps.
         ValueError: it is merged already, or the weights are in few bits, where it would be lost.
@@ -132,9 +134,13 @@ class Adapter(nn.Module):
             self._kept[name] = base.weight.data
             base.weight.data = base.weight.data.clone()
             layer.merge()
+            if share != 1:
+                weight = layer.get_base_layer().weight
+                weight.data = torch.lerp(self._kept[name], weight.data, share)
         for rows in self.rows:
-            self._kept[EMBEDDING] = rows.embedding.weight.data
-            rows.embedding.weight.data = rows.whole()
+            own = self._kept[EMBEDDING] = rows.embedding.weight.data
+            learnt = rows.whole()
+            rows.embedding.weight.data = learnt if share == 1 else torch.lerp(own, learnt, share)
         self.take_out()
 
     def unmerge(self) -> None:
