@@ -42,13 +42,13 @@ def result_sheet(
         grids[title] = without_labels(_opened(before), *shape)
     shown = readable(pictures[:8])
     if not shown:
-        return _beside(grids)
+        return beside(grids)
     side = min(min(picture.size) for picture in shown)
     strip = labelled_grid([[_square(picture, min(side, 256)) for picture in shown]])
-    return _stacked([_beside({"the subject": strip}), _beside(grids)])
+    return stacked([beside({"the subject": strip}), beside(grids)])
 
 
-def _beside(parts: dict[str, Image.Image]) -> Image.Image:
+def beside(parts: dict[str, Image.Image]) -> Image.Image:
     """Side by side, each under its title."""
     width = sum(part.width for part in parts.values()) + GAP * (len(parts) - 1)
     row = Image.new("RGB", (width, TITLE + max(p.height for p in parts.values())), "white")
@@ -60,7 +60,8 @@ def _beside(parts: dict[str, Image.Image]) -> Image.Image:
     return row
 
 
-def _stacked(rows: list[Image.Image]) -> Image.Image:
+def stacked(rows: list[Image.Image]) -> Image.Image:
+    """One above the other."""
     height = sum(row.height for row in rows) + GAP * (len(rows) - 1)
     sheet, y = Image.new("RGB", (max(row.width for row in rows), height), "white"), 0
     for row in rows:

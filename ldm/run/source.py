@@ -1,6 +1,7 @@
 """What pictures are drawn with: a run's snapshot, or a model as it is."""
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 
 from ldm.config import Sampling
+from ldm.errors import UserError
 from ldm.export import read_about
 from ldm.models.adapters import exactly_mergeable
 from ldm.models.base import BaseModel
@@ -30,19 +32,28 @@ class Source:
     provenance: dict[str, Any]  # model, fingerprint, run, snapshot
 
 
-def source_of_run(run: Path, which: str, ema: bool, dtype: torch.dtype) -> Source:
+def source_of_run(
+    run: Path, which: str, ema: bool, dtype: torch.dtype, share: float = 1.0
+) -> Source:
     """A run's base with a snapshot's weights in it: "best", "last" or a step. ema: their average.
 
-    UserError: no run, no such snapshot, a base that it does not fit.
+    share: how much of what its adapters learnt. UserError: no run, no such snapshot, a base that it
+    does not fit, a share of no adapters or of such as cannot be merged.
     """
     trained = load_trained(run, which, dtype, ema)
     config, base, path, manifest = trained.config, trained.base, trained.snapshot, trained.manifest
-    for adapter in exactly_mergeable(trained.adapters).values():
-        adapter.merge()
+    mergeable = exactly_mergeable(trained.adapters)
+    if share != 1 and (not mergeable or len(mergeable) < len(trained.adapters)):
+        raise UserError(
+            f"--adapter-weight {share:g}: {run} has no adapter that can be weighted; it trained "
+            "all weights, or a rank that depends on the timestep"
+        )
+    for adapter in mergeable.values():
+        adapter.merge(share)
     base.to("cpu", dtype)
     provenance = {
         "model": f"{run.resolve().name} {path.name}" + (" EMA" if ema else ""),
-        "fingerprint": weights_of(manifest, base.fingerprint, ema),
+        "fingerprint": fingerprint_of(manifest, base.fingerprint, ema, share),
         "ema": ema,
         "base": base.source,
         "base_fingerprint": base.fingerprint,
@@ -56,6 +67,14 @@ def source_of_run(run: Path, which: str, ema: bool, dtype: torch.dtype) -> Sourc
         run / "samples" / f"{path.name}_{_now()}",
         provenance,
     )
+
+
+def fingerprint_of(
+    manifest: Mapping[str, Any], base_fingerprint: str, ema: bool, share: float = 1.0
+) -> str:
+    """What a snapshot's weights are known by, as much of its adapters as is merged."""
+    own = weights_of(manifest, base_fingerprint, ema)
+    return own if share == 1 else hashlib.sha256(f"{own} {share}".encode()).hexdigest()
 
 
 def source_of_model(

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ldm.models.base import BaseModel, load_base
-from ldm.models.emphasis import Emphasised
+from ldm.models.emphasis import Emphasised, Prompt
 from ldm.models.text import Reading, TextEmbedding
 from ldm.sampling.generate import batches, generate
 
@@ -85,7 +85,7 @@ def test_a_section_that_is_too_long_is_cut(
 def test_a_picture_does_not_depend_on_its_neighbours_windows(bases: dict[str, BaseModel]) -> None:
     base = bases["eps"]
     both = Emphasised(((("a dog", 1.0),), (("on the beach", 1.3),)))
-    prompts = ["snow", both, "a dog"]
+    prompts: list[Prompt] = ["snow", both, "a dog"]
     assert batches(base, prompts, "", 5.0, 8) == [slice(0, 1), slice(1, 2), slice(2, 3)]
     assert batches(base, prompts, both, 5.0, 2) == [slice(0, 2), slice(2, 3)]
     assert batches(base, prompts, both, 1.0, 8) == [slice(0, 1), slice(1, 2), slice(2, 3)]

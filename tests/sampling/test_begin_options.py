@@ -34,12 +34,13 @@ def pixels(path: Path) -> np.ndarray:
 
 def test_repeated_bit_for_bit(tiny_base_folder: TinyFolder, files: Path) -> None:
     words = ["--model", tiny_base_folder("v"), "--prompt", "a dog", "--steps", "4", "--n", "3"]
-    start = ["--init-image", files / "picture.png", "--strength", "0.5"]
-    for name, more in {
+    start: list[object] = ["--init-image", files / "picture.png", "--strength", "0.5"]
+    kinds: dict[str, list[object]] = {
         "masked": [*start, "--mask", files / "mask.png"],
         "hires": ["--hires", "2", "--hires-strength", "0.75"],
         "both": [*start, "--hires", "1.5", "--width", "32", "--height", "32"],
-    }.items():
+    }
+    for name, more in kinds.items():
         first = drawn(files / name, *words, *more)
         (again,) = drawn(files / f"{name} again", "--from-png", first[1])
         assert np.array_equal(pixels(again), pixels(first[1])), name

@@ -118,10 +118,11 @@ class Adapter(nn.Module):
         own, inside = self.state_dict(), f"{layer}."
         return {key.removeprefix(inside): own[key] for key in own if key.startswith(inside)}
 
-    def merge(self, keep: bool = False) -> None:
+    def merge(self, share: float = 1.0, keep: bool = False) -> None:
         """Add what was learnt to the network's own weights and take peft's layers out of it.
 
-        keep: the network's own weights, for `unmerge`; else it is for good, and takes no memory.
+        share: of the way from the network's own weights to what was learnt that they move. keep:
+        the network's own weights, for `unmerge`; else it is for good, and takes no memory.
         With a `timestep_rank` that is another network: the whole rank at all timesteps.
         ValueError: it is merged already, or the weights are in few bits, where it would be lost.
         """
@@ -131,14 +132,19 @@ class Adapter(nn.Module):
             raise ValueError("the network's weights are quantised: merge into the base's own")
         for name, layer in self.layers.items():
             base = layer.get_base_layer()
-            if keep:
-                self._kept[name] = base.weight.data
-                base.weight.data = base.weight.data.clone()
+            own = base.weight.data
+            if keep or share != 1:  # else it changes in place
+                base.weight.data = own.clone()
             layer.merge()
-        for rows in self.rows:
+            if share != 1:
+                base.weight.data = torch.lerp(own, base.weight.data, share)
             if keep:
-                self._kept[EMBEDDING] = rows.embedding.weight.data
-            rows.embedding.weight.data = rows.whole()
+                self._kept[name] = own
+        for rows in self.rows:
+            own, learnt = rows.embedding.weight.data, rows.whole()
+            rows.embedding.weight.data = learnt if share == 1 else torch.lerp(own, learnt, share)
+            if keep:
+                self._kept[EMBEDDING] = own
         self.take_out()
         self.is_merged = True
 

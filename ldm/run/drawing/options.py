@@ -8,7 +8,7 @@ from ldm.run.command import DTYPES, add_choices, given_choices
 from ldm.sampling.samplers import SAMPLERS
 
 MEMORY = ("auto", "fast", "small")
-OF_RUN = ("run", "snapshot")
+OF_RUN = ("run", "snapshot", "adapter_weight")
 OF_MODEL = ("model", "tokenizer", "prediction_type", "vae", "clip_skip", "prompt_chunks", "lora")
 SOURCE = (*OF_RUN, *OF_MODEL, "ema")  # which weights draw
 SAMPLING = (  # those of a run's config
@@ -38,6 +38,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--model", metavar="WHAT", help="diffusers folder, single file or hub id")
     add("--from-png", type=Path, metavar="FILE", help="draw this picture again")
     add("--snapshot", metavar="best|last|STEP", help="of the run (default: best)")
+    add("--adapter-weight", type=float, metavar="W", help="of the run's adapter (default: 1)")
     averaged = "the averaged weights: of the snapshot, or in a single file"
     add("--ema", action="store_true", default=None, help=averaged)
     add("--identifier", metavar="WORD", help="what [V] stands for (default: the run's)")
@@ -86,8 +87,8 @@ def problem_of(args: argparse.Namespace) -> str | None:
         return "--hires-strength belongs to --hires"
     if bool(args.style) != bool(args.styles):
         return "--style NAME and --styles FILE belong together"
-    if args.model and args.snapshot:
-        return "--snapshot belongs to --run"
+    if args.model and (args.snapshot or args.adapter_weight is not None):
+        return "--snapshot and --adapter-weight belong to --run"
     if args.run and (given := given_choices(args)):
         return f"{given[0]} belongs to --model; a run has its own configuration"
     return None

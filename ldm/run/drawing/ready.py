@@ -98,7 +98,8 @@ def make_ready(args: argparse.Namespace, count: int) -> Ready:
 def _source_of(args: argparse.Namespace, dtype: torch.dtype) -> Source:
     """What --run or --model names, with --identifier and --out on top."""
     if args.run:
-        source = source_of_run(args.run, args.snapshot or "best", bool(args.ema), dtype)
+        share = 1.0 if args.adapter_weight is None else args.adapter_weight
+        source = source_of_run(args.run, args.snapshot or "best", bool(args.ema), dtype, share)
     else:
         choices, loras = choices_of(args, bool(args.ema)), loras_of(args)
         source = source_of_model(args.model, choices, loras, dtype)

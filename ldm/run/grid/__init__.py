@@ -1,0 +1,1 @@
+"""Grids: pictures of the same prompts and seeds, compared along up to three axes."""
