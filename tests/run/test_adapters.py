@@ -18,6 +18,7 @@ from ldm.models.adapters.settings import Kind
 from ldm.models.base import BaseModel, load_base
 from ldm.models.quantised import QuantisedLinear
 from ldm.run import memory
+from ldm.run.drawing.ready import make_ready
 from ldm.run.folder import read_config
 from ldm.run.measuring import Measuring
 from ldm.run.prepare import prepare
@@ -231,7 +232,7 @@ def test_ranks_by_timestep_are_the_runs_alone(
         with merged(trained.adapters):
             torch.testing.assert_close(predict(whole), predict(trained.base), rtol=0, atol=1e-5)
     args = sample.parse(["--run", str(run), "--snapshot", "last", "--prompt", "a dog"])
-    predictions = [predict(sample.source_of(args, torch.float32).base)]
+    predictions = [predict(make_ready(args, 1).source.base)]
     config = read_config(run)
     config.evaluation = Evaluation(oracle=None)
     ready = prepare(config)
