@@ -19,7 +19,6 @@ from ldm.checkpoint import ResumePoint
 from ldm.config import Config, Training, instantiate
 from ldm.data.dataset import check_divisible
 from ldm.errors import UserError
-from ldm.models.attention import choose_attention
 from ldm.models.base import BaseModel
 from ldm.models.ema import WeightAverage
 from ldm.models.frozen import FrozenPrediction
@@ -100,9 +99,6 @@ def build_job(config: Config, ready: Prepared, run: Path, start: ResumePoint | N
             f"{trainer.world_size} processes, which take the mean of their gradients first; set "
             "trainer.devices=1"
         )
-    tokens = (ready.resolution // ready.base.latent_factor) ** 2  # no bucket has more
-    for networks in filter(None, (ready.base, ready.frozen)):
-        choose_attention(networks.unet, trainer.strategy.root_device, tokens)
     return Job(
         config=config,
         ready=ready,

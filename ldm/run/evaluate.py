@@ -34,7 +34,6 @@ from ldm.evaluation.pictures import (
     prepare_folder,
     read_asked,
 )
-from ldm.models.attention import choose_attention
 from ldm.models.base import BaseModel
 from ldm.objective import NoiseSchedule
 from ldm.run.device import precision_of
@@ -146,7 +145,7 @@ class Evaluator:
         """The untouched base's numbers."""
         if self._base is None:
             self.check()
-            model = self._as_always(self.untouched())
+            model = self.untouched()
             shared = self.root / self.task.folder_of(model.fingerprint)
             with alone(shared, self.check):
                 self._draw(shared, model, self.task.asked, "untouched base drawn")
@@ -169,15 +168,9 @@ class Evaluator:
 
         fingerprint: of the weights that `model` holds now.
         """
-        base, model = self.base(), self._as_always(model)
+        base = self.base()
         self._draw(self.folder / name, model, self.task.asked, f"{title} drawn", fingerprint)
         return self._measure(self.folder / name, model, base, f"{title} measured")
-
-    def _as_always(self, model: BaseModel) -> BaseModel:
-        """With the attention that training has: another one rounds in another way."""
-        tokens = (self.task.sampling["height"] // model.latent_factor) ** 2
-        choose_attention(model.unet, model.device, tokens)
-        return model
 
     def _draw(
         self, folder: Path, model: BaseModel, asked: list[Asked], title: str, weights: str = ""

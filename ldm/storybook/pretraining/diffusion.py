@@ -11,7 +11,6 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from ldm.models.attention import choose_attention
 from ldm.models.precision import autocast, native_precision
 from ldm.models.text import TextEncoders
 from ldm.objective import NoiseSchedule, loss_weight, per_sample_loss
@@ -134,7 +133,6 @@ def train_diffusion(
         loss = (weight * errors).mean()
         return loss, {"loss": loss.item(), "mse": errors.mean().item()}
 
-    choose_attention(networks["unet"], torch.device("cpu"), latents.shape[-1] ** 2)
     networks.train()
     loop.run(loss_at, after)
     loop.load_average()
