@@ -278,5 +278,5 @@ GROUPS: dict[str, Callable[[Place, int, Tell], list[Row]]] = {
     "compiled": compiled,
     "true_size": true_size,
 }
-LONG = ("compiled", "true_size")
+LONG = ("pictures", "compiled", "true_size")
 USUAL = [name for name in GROUPS if name not in LONG]
