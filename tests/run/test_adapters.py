@@ -13,16 +13,17 @@ from safetensors.torch import load_file
 import main
 from ldm.checkpoint.snapshots import load_snapshot
 from ldm.config import Evaluation
+from ldm.errors import UserError
 from ldm.models.adapters import merged
 from ldm.models.adapters.settings import Kind
 from ldm.models.base import BaseModel, load_base
 from ldm.models.quantised import QuantisedLinear
 from ldm.run import memory
-from ldm.run.drawing.ready import make_ready
 from ldm.run.folder import read_config
 from ldm.run.measuring import Measuring
 from ldm.run.prepare import prepare
 from ldm.run.results import export_chosen
+from ldm.run.source import source_of_run
 from ldm.run.trained import load_trained
 from scripts import export, sample
 from tests.models.test_adapters import predict
@@ -231,8 +232,9 @@ def test_ranks_by_timestep_are_the_runs_alone(
         assert (predict(whole) - wanted).abs().max() > 1e-3
         with merged(trained.adapters):
             torch.testing.assert_close(predict(whole), predict(trained.base), rtol=0, atol=1e-5)
-    args = sample.parse(["--run", str(run), "--snapshot", "last", "--prompt", "a dog"])
-    predictions = [predict(make_ready(args, 1).source.base)]
+    predictions = [predict(source_of_run(run, "last", False, torch.float32).base)]
+    with pytest.raises(UserError, match="no adapter that can be weighted"):
+        source_of_run(run, "last", False, torch.float32, share=0.5)
     config = read_config(run)
     config.evaluation = Evaluation(oracle=None)
     ready = prepare(config)

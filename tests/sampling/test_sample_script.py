@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -247,3 +248,25 @@ def test_the_second_subject_has_a_place_of_its_own(run: Path, tmp_path: Path) ->
     (picture,), _ = sampled(tmp_path / "out", *words)
     settings = read_settings(picture)
     assert settings and settings["prompt"] == "a sks robot and dog in snow"
+
+
+def test_a_run_that_was_moved_is_found_around_its_picture(run: Path, tmp_path: Path) -> None:
+    words = ("--run", run, "--snapshot", "4", "--ema", "--prompt", "a [V] robot", "--n", 2)
+    pictures, _ = sampled(run / "samples" / "new", *words)
+    moved = run.rename(run.with_name("elsewhere")) / "samples" / "new"
+    again = ["--from-png", str(moved / pictures[1].name), "--out", str(tmp_path / "a")]
+    assert main([*again, "--device", "cpu"]) == 2  # by another name it is another run
+    found, _ = drawn_again(again, "--run", moved.parents[1])
+    assert np.array_equal(pixels(found), pixels(moved / pictures[1].name))
+    (tmp_path / "moved").mkdir()
+    home = moved.parents[1].rename(tmp_path / "moved" / run.name)
+    again[1] = str(home / "samples" / "new" / pictures[0].name)
+    found, settings = drawn_again(again)
+    assert np.array_equal(pixels(found), pixels(Path(again[1])))
+    assert settings["options"]["run"] == home.as_posix() and settings["ema"] is True
+
+
+def drawn_again(words: list[str], *more: object) -> tuple[Path, dict[str, Any]]:
+    assert main([*words, *map(str, more), "--device", "cpu"]) == 0
+    path = max(Path(words[-1]).glob("0*.png"))
+    return path, read_settings(path)

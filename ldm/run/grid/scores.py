@@ -63,10 +63,10 @@ def scores_of(measurer: Measurer, paths: list[Path], prompts: list[str]) -> list
 
 
 def caption(scores: list[dict[str, Any]]) -> str:
-    """Means over a cell's pictures, in a few words."""
+    """Means over a cell's pictures, in a few words a line."""
     parts = [
         f"{word} {np.mean([score[key] for score in scores]):.2f}"
         for key, word in SHOWN.items()
         if scores and key in scores[0]
     ]
-    return ", ".join(parts)
+    return "\n".join(parts)

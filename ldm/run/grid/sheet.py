@@ -35,7 +35,8 @@ def _tile(pictures: list[Image.Image], caption: str) -> Image.Image:
     strip = labelled_grid([pictures], tile=TILE)
     if not caption:
         return strip
-    tile = Image.new("RGB", (strip.width, strip.height + LINE), "white")
+    height = strip.height + LINE * len(caption.splitlines())
+    tile = Image.new("RGB", (strip.width, height), "white")
     tile.paste(strip)
     font = ImageFont.load_default(size=11)
     ImageDraw.Draw(tile).text((0, strip.height), caption, (30, 30, 30), font)
