@@ -11,6 +11,8 @@ from pathlib import Path
 from ldm.config import Config, load_config, split_command_line, to_yaml
 from ldm.errors import exit_status
 
+log = logging.getLogger("ldm.main")
+
 EXAMPLES = """\
 examples:
   python main.py --base configs/dreambooth.yaml
@@ -57,6 +59,7 @@ def train(args: argparse.Namespace) -> None:
         return
 
     from ldm.run import build, finish, folder, resume
+    from ldm.run.preflight.pictures import picture_warnings
     from ldm.run.prepare import prepare
 
     with contextlib.ExitStack() as held:
@@ -74,6 +77,8 @@ def train(args: argparse.Namespace) -> None:
         facts = folder.run_facts(config, ready)
         if args.resume:
             resume.check_unchanged(run, facts)
+        for line in picture_warnings(config, ready) if first and not args.resume else ():
+            log.warning("%s", line)
         job = held.enter_context(build.build_job(config, ready, run, start))
         if first:
             if args.resume:

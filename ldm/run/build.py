@@ -22,7 +22,6 @@ from ldm.errors import UserError
 from ldm.models.base import BaseModel
 from ldm.models.ema import WeightAverage
 from ldm.models.frozen import FrozenPrediction
-from ldm.models.trainable import prepare_training
 from ldm.objective import NoiseSchedule, Objective, ObjectiveSettings
 from ldm.run.adapters import identifier_tokens
 from ldm.run.data import RunData
@@ -31,10 +30,10 @@ from ldm.run.folder import is_first_process, read_config, read_facts
 from ldm.run.job import Job
 from ldm.run.loggers import build_loggers
 from ldm.run.measuring import Measuring
+from ldm.run.memory import set_to_train
 from ldm.run.prepare import Prepared, untrained
 from ldm.run.resume import end_of
 from ldm.run.settings import as_trained, filled, grid_seeds, grid_settings, sampling_settings
-from ldm.run.trained import trained_dtype
 from ldm.sampling.generate import generate
 from ldm.sampling.grid import labelled_grid
 from ldm.training import (
@@ -69,14 +68,7 @@ def build_job(config: Config, ready: Prepared, run: Path, start: ResumePoint | N
     UserError: no such device or strategy, a batch that these devices cannot share equally, an
     objective that this base cannot be trained with.
     """
-    modules = prepare_training(
-        ready.base,
-        config.model.train_text_encoder,
-        config.model.gradient_checkpointing,
-        embedding=config.training.pivotal > 0,
-        adapters=ready.adapters,
-        dtype=trained_dtype(config),
-    )
+    modules = set_to_train(config, ready.base, ready.adapters)
     first_steps = config.training.steps
     if start:  # config.yaml is that of the last start; of the first one run.json knows
         first_steps = read_facts(run).get("steps") or read_config(run).training.steps

@@ -1,12 +1,16 @@
 """Whether a run fits its device: the most memory of training and of drawing, before they begin."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 import psutil
 import torch
+from torch import nn
 
 from ldm.config import Config
+from ldm.models.adapters import Adapter
+from ldm.models.base import BaseModel
 from ldm.models.trainable import prepare_training
 from ldm.run.device import precision_of
 from ldm.run.prepare import Prepared
@@ -75,8 +79,9 @@ def free_bytes(device: torch.device) -> int | None:
     return psutil.virtual_memory().available if device.type == "cpu" else None
 
 
-def _training(config: Config, ready: Prepared) -> Need:
-    prior, training, model = config.prior, config.training, config.model
+def pass_of(config: Config, ready: Prepared) -> Pass:
+    """One forward and backward pass of the run's training."""
+    prior, training = config.prior, config.training
     pictures = [first for subject in ready.subjects for first, *_ in subject.prompts]
     prompts = _dealt(pictures, training.batch // training.accumulate)
     taught = 0
@@ -84,20 +89,32 @@ def _training(config: Config, ready: Prepared) -> Need:
         count = prior.batch // training.accumulate
         prompts += _dealt(class_prompts(ready.subjects), count)
         taught = count if prior.target == "base" else 0
+    return Pass(prompts, taught, ready.resolution, precision_of(config))
+
+
+def set_to_train(
+    config: Config, base: BaseModel, adapters: Mapping[str, Adapter]
+) -> dict[str, nn.Module]:
+    """Set what the configuration trains of a base, in place, and return it."""
+    return prepare_training(
+        base,
+        config.model.train_text_encoder,
+        config.model.gradient_checkpointing,
+        embedding=config.training.pivotal > 0,
+        adapters=adapters,
+        dtype=trained_dtype(config),
+    )
+
+
+def _training(config: Config, ready: Prepared) -> Need:
+    training = config.training
     averages = 4 if config.ema.schedule != "none" else 0
     paged = training.optimizer.startswith("paged")  # what it keeps need not be on the device
     return training_need(
         ready.base,
         ready.adapters,
-        lambda base, adapters: prepare_training(
-            base,
-            model.train_text_encoder,
-            model.gradient_checkpointing,
-            embedding=training.pivotal > 0,
-            adapters=adapters,
-            dtype=trained_dtype(config),
-        ),
-        Pass(prompts, taught, ready.resolution, precision_of(config)),
+        partial(set_to_train, config),
+        pass_of(config, ready),
         passes=min(2, training.accumulate),  # from the second on, gradients are there already
         kept=(0 if paged else optimizer_bytes(training.optimizer)) + averages,
         teacher=ready.frozen,

@@ -11,6 +11,7 @@ from ldm.run.device import precision_of
 from ldm.run.evaluate import task_of
 from ldm.run.folder import existing_parent
 from ldm.run.memory import memory_lines, optimizer_bytes
+from ldm.run.preflight.pictures import picture_warnings
 from ldm.run.prepare import Prepared
 from ldm.run.settings import filled
 from ldm.run.subjects import class_prompts
@@ -30,6 +31,7 @@ def plan_lines(config: Config, ready: Prepared, run: Path) -> list[str]:
         f"base          {base.source}, fingerprint {base.fingerprint[:12]}, "
         f"{base.prediction_type}, {ready.resolution} pixels",
         *_picture_lines(config, ready),
+        *(f"warning       {line}" for line in picture_warnings(config, ready)),
         *_prompt_lines(config, ready),
         f"precision     {precision_of(config)}"
         + (", weights in bfloat16" if training.weights == "bf16" else ""),

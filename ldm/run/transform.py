@@ -15,10 +15,14 @@ from ldm.run.prepare import Prepared
 
 def square_transform(config: Config, ready: Prepared) -> Transform:
     """To squares, which class images always are."""
+    return _to_squares(config, ready.resolution)
+
+
+def _to_squares(config: Config, resolution: int) -> Transform:
     data = config.data
     red, green, blue = ImageColor.getrgb(config.subject.background)[:3]
     return Transform(
-        ready.resolution,
+        resolution,
         data.crop,
         data.crops,
         data.mirror,
@@ -29,10 +33,15 @@ def square_transform(config: Config, ready: Prepared) -> Transform:
 
 def subject_transform(config: Config, ready: Prepared) -> Transform:
     """To what `data.aspect` says, the pictures of a subject."""
-    square = square_transform(config, ready)
+    return transform_of(config, ready.resolution, ready.base.multiple)
+
+
+def transform_of(config: Config, resolution: int, multiple: int) -> Transform:
+    """`subject_transform`, of a base whose pictures' sides are multiples of `multiple`."""
+    square = _to_squares(config, resolution)
     if config.data.aspect == "square":
         return square
-    return replace(square, multiple=ready.base.multiple, enlarge=config.data.enlarge)
+    return replace(square, multiple=multiple, enlarge=config.data.enlarge)
 
 
 def bucket_line(transform: Transform, pictures: Sequence[Path]) -> str:

@@ -104,6 +104,25 @@ def best_options(config: Config, ready: Prepared) -> list[Option]:
     return together
 
 
+def options_to_fit(config: Config, ready: Prepared, room: int) -> list[Option] | None:
+    """The least harmful options, in order, with which training is predicted to take at most `room`
+    bytes; none where it does without, None where all of them are too few."""
+    needed, together = memory.memory_bytes(config, ready), list[Option]()
+    for option in _options(config, ready):
+        if needed <= room:
+            break
+        changed = _changed(config, *together, option)
+        if "data.resolution" in option.changes or [
+            *range_problems(changed),
+            *combination_problems(changed),
+        ]:
+            continue
+        now = memory.memory_bytes(*_with(config, ready, *together, option))
+        if now < needed:
+            together, needed = [*together, option], now
+    return together if needed <= room else None
+
+
 def _options(config: Config, ready: Prepared) -> Iterator[Option]:
     """What is not set yet, the least harmful first."""
     training, model, adapter = config.training, config.model, config.adapter

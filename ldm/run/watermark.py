@@ -25,6 +25,7 @@ from ldm.models.precision import autocast
 from ldm.models.unet import predict
 from ldm.sampling.generate import PIXELS_AT_ONCE
 
+CPU = torch.device("cpu")
 LIBRARIES = 2**29  # what Python and the libraries take before anything is loaded
 
 
@@ -118,7 +119,7 @@ def training_need(
         held = [*_tensors(student), *(_tensors(frozen) if frozen else ())]
         with Watermark(held) as mark:
             for _ in range(passes):
-                _train(student, own, frozen, one)
+                train_once(student, own, frozen, one)
         always = LIBRARIES + kept * sum(p.numel() for p in parameters)
     return Need(always + mark.peak, always + mark.now)
 
@@ -175,21 +176,29 @@ def _let_pass(student: BaseModel) -> None:
                 layer.training = False
 
 
-def _train(
-    student: BaseModel, adapters: Mapping[str, Adapter], frozen: BaseModel | None, one: Pass
+def train_once(
+    student: BaseModel,
+    adapters: Mapping[str, Adapter],
+    frozen: BaseModel | None,
+    one: Pass,
+    device: torch.device = CPU,
 ) -> None:
-    """Forward and backward pass of all samples."""
+    """Forward and backward pass of all samples, whose latents are zeros; adds to gradients.
+
+    frozen: what predicts the targets of `one.taught` samples, unless adapters are taken out for it.
+    """
     teacher = student if adapters else frozen
     rows, side = len(one.prompts), one.resolution
-    noisy, t = _latents(student, rows, side), torch.zeros(rows, dtype=torch.long)
-    sizes = sizes_of_whole(side, side, rows)
-    with autocast(torch.device("cpu"), one.precision):
-        text = student.text.encode(one.prompts, "cpu")
+    noisy = _latents(student, rows, side).to(device)
+    t, sizes = torch.zeros(rows, dtype=torch.long), sizes_of_whole(side, side, rows)
+    t, sizes = t.to(device), sizes.to(device)
+    with autocast(device, one.precision):
+        text = student.text.encode(one.prompts, device)
         prediction = predict(student.unet, noisy, t, text, sizes)
         target = noisy
         if teacher is not None and (count := one.taught):
             with taken_out(adapters.values()), torch.no_grad():
-                same = teacher.text.encode(one.prompts[-count:], "cpu")
+                same = teacher.text.encode(one.prompts[-count:], device)
                 target = predict(teacher.unet, noisy[-count:], t[-count:], same, sizes[-count:])
         loss = (prediction[-len(target) :] - target).pow(2).mean()
     loss.backward()
@@ -228,4 +237,4 @@ def _tensors(base: BaseModel) -> Iterator[Tensor]:
 
 def _latents(base: BaseModel, count: int, resolution: int) -> Tensor:
     side = resolution // base.latent_factor
-    return torch.empty(count, base.latent_channels, side, side)
+    return torch.zeros(count, base.latent_channels, side, side)

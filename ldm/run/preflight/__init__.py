@@ -1,0 +1,1 @@
+"""What a person wants to know before a run: are pictures, words, memory and time in order?"""

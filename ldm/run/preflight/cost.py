@@ -1,0 +1,96 @@
+"""What a run will take: seconds measured on one pass of its own networks, memory, disk."""
+
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from ldm.config import Config
+from ldm.run.device import device_of, kind_of_device
+from ldm.run.folder import existing_parent
+from ldm.run.memory import free_bytes, memory_bytes, memory_lines, pass_of, set_to_train
+from ldm.run.plan import MIB, disk_bytes, missing_class_images, pictures_to_measure
+from ldm.run.prepare import Prepared
+from ldm.run.watermark import train_once
+
+LONG = 20.0  # seconds: a pass that takes longer is not timed a second time
+
+
+@dataclass(frozen=True)
+class Cost:
+    """seconds: of training, and of drawing class images, grids and what is measured; None: the
+    pass does not fit the memory that is free now, so it was not timed."""
+
+    step: float | None
+    training: float | None
+    drawing: float | None
+    memory: list[str]
+    disk: str
+
+    @property
+    def total(self) -> float | None:
+        return None if self.step is None else (self.training or 0) + (self.drawing or 0)
+
+
+def cost_of(config: Config, ready: Prepared, drawn: float | None) -> Cost:
+    """Time one forward and backward pass and reckon with it; the optimizer's own work is left out.
+
+    drawn: measured seconds of one guided sampler step of one picture; None: two thirds of a
+    sample's pass are taken, as a backward pass costs about two forward ones. `ready` is set to
+    train and its networks are on the device afterwards.
+    """
+    disk, free = (
+        disk_bytes(config, ready),
+        shutil.disk_usage(existing_parent(Path(config.logs))).free,
+    )
+    short = (
+        "; NOT ENOUGH: keep fewer snapshots (snapshots.keep), or set logs=" if disk > free else ""
+    )
+    told = f"about {disk / MIB:.0f} MiB of {free / MIB:.0f} free{short}"
+    memory = memory_lines(config, ready)
+    seconds = _pass_seconds(config, ready)
+    if seconds is None:
+        return Cost(None, None, None, memory, told)
+    step = seconds * config.training.accumulate
+    samples = len(pass_of(config, ready).prompts)
+    each = drawn if drawn is not None else seconds / samples * 2 / 3
+    drawing = _drawing_steps(config, ready) * each
+    return Cost(step, step * config.training.steps, drawing, memory, told)
+
+
+def _pass_seconds(config: Config, ready: Prepared) -> float | None:
+    device = device_of(None if config.trainer.accelerator == "auto" else kind_of_device(config))
+    free, held = free_bytes(device), 0
+    if device.type == "cpu":  # the weights lie there already
+        held = sum(p.nbytes for part in ready.base.networks.values() for p in part.parameters())
+    if free is not None and memory_bytes(config, ready) - held > free:
+        return None
+    ready.base.to(device)
+    if ready.frozen:
+        ready.frozen.to(device)
+    trained = set_to_train(config, ready.base, ready.adapters)
+    seconds = [0.0, 0.0]
+    for turn in range(2):  # the first one warms up
+        began = time.perf_counter()
+        train_once(ready.base, ready.adapters, ready.frozen, pass_of(config, ready), device)
+        for network in trained.values():
+            if device.type != "cpu":  # it computes in the background: reading a number waits
+                next(p for p in network.parameters() if p.grad is not None).grad.sum().item()
+            network.zero_grad()
+        seconds[turn] = time.perf_counter() - began
+        if seconds[0] > LONG:
+            return seconds[0]
+    return seconds[1]
+
+
+def _drawing_steps(config: Config, ready: Prepared) -> int:
+    """Sampler steps of all pictures that a run draws."""
+    prior, samples, evaluation = config.prior, config.samples, config.evaluation
+    steps = missing_class_images(config, ready) * prior.steps if prior else 0
+    if samples.every:
+        grids = 1 + config.training.steps // samples.every
+        steps += grids * len(samples.prompts) * samples.count * config.sampling.steps
+    if evaluation:
+        pictures = sum(pictures_to_measure(config, ready))
+        steps += pictures * (evaluation.steps or config.sampling.steps)
+    return steps
