@@ -9,7 +9,8 @@ from PIL import Image
 from ldm.config import Config
 from ldm.data.buckets import enlargement, share_left
 from ldm.data.images import Box, Size, load_with_size
-from ldm.data.latents import Transform, digest_of
+from ldm.data.latents import Transform
+from ldm.data.ledger import digest_of
 from ldm.data.masks import mask_beside
 from ldm.data.quality import ALIKE, EQUAL, SIDE, Quality, background_likeness, distance, quality_of
 from ldm.errors import UserError
