@@ -166,5 +166,5 @@ def _smoothed(grey: np.ndarray, deviation: float) -> np.ndarray:
         length = grey.shape[axis]
         wide = np.pad(grey, [(reach, reach) if a == axis else (0, 0) for a in (0, 1)], "edge")
         shifted = (np.take(wide, range(k, k + length), axis) for k in range(len(weights)))
-        grey = sum(w * part for w, part in zip(weights, shifted, strict=True))  # type: ignore[assignment]
+        grey = sum(w * part for w, part in zip(weights, shifted, strict=True))
     return grey

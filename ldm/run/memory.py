@@ -38,12 +38,15 @@ def optimizer_bytes(optimizer: str) -> int:
 
 def memory_bytes(config: Config, ready: Prepared) -> int:
     """The most memory of an optimizer step in one process (if there is one process)."""
-    return _training(config, ready).peak
+    return training_memory(config, ready).peak
 
 
-def memory_lines(config: Config, ready: Prepared) -> list[str]:
-    """What is predicted, beside what the device has; what would help where that is less."""
-    need = _training(config, ready)
+def memory_lines(config: Config, ready: Prepared, need: Need | None = None) -> list[str]:
+    """What is predicted, beside what the device has; what would help where that is less.
+
+    need: of training, where it is known already.
+    """
+    need = need or training_memory(config, ready)
     batches = {"sampling.batch": config.sampling.batch}
     if config.prior and config.prior.images != "subject" and not config.prior.folder:
         batches["prior.sampling_batch"] = config.prior.sampling_batch
@@ -106,7 +109,8 @@ def set_to_train(
     )
 
 
-def _training(config: Config, ready: Prepared) -> Need:
+def training_memory(config: Config, ready: Prepared) -> Need:
+    """What training takes in one process."""
     training = config.training
     averages = 4 if config.ema.schedule != "none" else 0
     paged = training.optimizer.startswith("paged")  # what it keeps need not be on the device

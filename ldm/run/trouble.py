@@ -105,8 +105,8 @@ def best_options(config: Config, ready: Prepared) -> list[Option]:
 
 
 def options_to_fit(config: Config, ready: Prepared, room: int) -> list[Option] | None:
-    """The least harmful options, in order, with which training is predicted to take at most `room`
-    bytes; none where it does without, None where all of them are too few."""
+    """The least harmful options, in order, with which training that takes more is predicted to
+    take at most `room` bytes; None where all of them are too few."""
     needed, together = memory.memory_bytes(config, ready), list[Option]()
     for option in _options(config, ready):
         if needed <= room:

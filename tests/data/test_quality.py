@@ -26,7 +26,8 @@ def textured(seed: int = 0, side: int = 256) -> Image.Image:
     rng = np.random.default_rng(seed)
     picture = Image.new("RGB", (side, side), (90, 110, 80))
     for _ in range(150):
-        x, y, w, h = rng.integers(0, side), rng.integers(0, side), *rng.integers(3, 60, 2)
+        x, y = rng.integers(0, side, 2).tolist()
+        w, h = rng.integers(3, 60, 2).tolist()
         picture.paste(tuple(rng.integers(20, 235, 3).tolist()), (x, y, x + w, y + h))
     return picture
 

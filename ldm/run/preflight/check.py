@@ -16,6 +16,8 @@ from ldm.config import Config, load_config
 from ldm.data.images import find_pictures
 from ldm.errors import UserError
 from ldm.models.base import BaseModel
+from ldm.run.device import device_of, kind_of_device
+from ldm.run.memory import free_bytes, training_memory
 from ldm.run.preflight.clean import check_clean_folder, write_clean
 from ldm.run.preflight.cost import Cost, cost_of
 from ldm.run.preflight.pictures import Look, advice_on, look_at
@@ -23,6 +25,7 @@ from ldm.run.preflight.recommend import (
     MAIN_JOB,
     OVERLAYS,
     PHOTOGRAPHS,
+    Numbers,
     recommended,
     write_recommended,
 )
@@ -75,19 +78,27 @@ def preflight(files: list[Path], overrides: list[str], wishes: Wishes, console: 
     ready = prepare(config)
     drawings = _drawings(config, ready, wishes)
     _check_words(config, ready, drawings, wishes, console)
-    numbers, fits = recommended(config, ready, looks)
+    need = training_memory(config, ready)
+    numbers, fits = recommended(config, ready, looks, need.peak)
     path = wishes.out / "recommended.yaml"
     with explain_disk_errors(wishes.out):
         chosen = write_recommended(path, config, numbers, overlays)
-    if any(not key.startswith(("training.", "prior.")) for key in numbers):
+    if _changes_networks(numbers):
         ready = prepare(chosen)
+        need = training_memory(chosen, ready)
     drawn = drawings.seconds_per_step() if drawings and drawings.made else None
-    _say_cost(console, cost_of(chosen, ready, drawn), fits, drawn is not None)
+    _say_cost(console, cost_of(chosen, ready, need, drawn), fits, drawn is not None)
     console.rule("recommended", align="left")
     for key, (value, reason) in numbers.items():
         _say(console, f"{key} = {value}: {reason}")
     _say(console, f"python main.py --base configs/dreambooth.yaml {path}")
     return chosen
+
+
+def _changes_networks(numbers: Numbers) -> bool:
+    """Whether something is recommended that other networks, or other types, are made for."""
+    usual = ("training.steps", "training.learning_rate", "training.batch", "prior.count")
+    return any(key not in (*usual, "data.aspect") for key in numbers)
 
 
 def _configured(
@@ -135,18 +146,15 @@ def _check_pictures(
 
 def _drawings(config: Config, ready: Prepared, wishes: Wishes) -> Drawings | None:
     """None where drawing would take long, or is not wanted."""
-    from ldm.run.device import device_of, kind_of_device
-    from ldm.run.memory import free_bytes
-
     if wishes.draw is False:
         return None
     device = device_of(None if config.trainer.accelerator == "auto" else kind_of_device(config))
     if wishes.draw is None and device.type == "cpu" and ready.resolution >= PHOTOGRAPHS:
         log.warning("nothing is drawn on a CPU with a base of this size; --draw does, for long")
         return None
-    guided, free = config.sampling.scale != 1, free_bytes(device)
-    needed = drawing_bytes(ready.base, ready.resolution, config.sampling.batch, guided)
-    if free is not None and needed > free:
+    free = free_bytes(device) if ready.resolution >= PHOTOGRAPHS else None  # small ones fit
+    guided, batch = config.sampling.scale != 1, config.sampling.batch
+    if free is not None and drawing_bytes(ready.base, ready.resolution, batch, guided) > free:
         log.warning("nothing is drawn: there is too little memory; sampling.batch=1 takes less")
         return None
     ready.base.to(device)
@@ -164,8 +172,9 @@ def _check_words(
     noun, own = word_of(tokenizer, subject.class_noun), word_of(tokenizer, subject.identifier)
     others = rare_words(tokenizer) if wishes.suggest else []
     words = [own, *(word for word in others if word.word != own.word)]
-    for word in words if drawings else ():
-        drawings.measure(word)
+    if drawings:
+        for word in words:
+            drawings.measure(word)
     console.rule(f"class noun: {subject.class_noun}", align="left")
     pieces = " + ".join(token.removesuffix("</w>") for token in noun.tokens)
     _say(console, f"{len(noun.tokens)} tokens ({pieces})")

@@ -5,13 +5,15 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from ldm.config import Config
 from ldm.run.device import device_of, kind_of_device
 from ldm.run.folder import existing_parent
-from ldm.run.memory import free_bytes, memory_bytes, memory_lines, pass_of, set_to_train
+from ldm.run.memory import free_bytes, memory_lines, pass_of, set_to_train
 from ldm.run.plan import MIB, disk_bytes, missing_class_images, pictures_to_measure
 from ldm.run.prepare import Prepared
-from ldm.run.watermark import train_once
+from ldm.run.watermark import Need, train_once
 
 LONG = 20.0  # seconds: a pass that takes longer is not timed a second time
 
@@ -32,11 +34,12 @@ class Cost:
         return None if self.step is None else (self.training or 0) + (self.drawing or 0)
 
 
-def cost_of(config: Config, ready: Prepared, drawn: float | None) -> Cost:
+def cost_of(config: Config, ready: Prepared, need: Need, drawn: float | None) -> Cost:
     """Time one forward and backward pass and reckon with it; the optimizer's own work is left out.
 
-    drawn: measured seconds of one guided sampler step of one picture; None: two thirds of a
-    sample's pass are taken, as a backward pass costs about two forward ones. `ready` is set to
+    need: predicted memory of training. drawn: measured seconds of one guided sampler step of one
+    picture; None: two thirds of a sample's pass are taken, as a backward pass costs about two
+    forward ones. `ready` is set to
     train and its networks are on the device afterwards.
     """
     disk, free = (
@@ -47,8 +50,8 @@ def cost_of(config: Config, ready: Prepared, drawn: float | None) -> Cost:
         "; NOT ENOUGH: keep fewer snapshots (snapshots.keep), or set logs=" if disk > free else ""
     )
     told = f"about {disk / MIB:.0f} MiB of {free / MIB:.0f} free{short}"
-    memory = memory_lines(config, ready)
-    seconds = _pass_seconds(config, ready)
+    memory = memory_lines(config, ready, need)
+    seconds = _pass_seconds(config, ready, need)
     if seconds is None:
         return Cost(None, None, None, memory, told)
     step = seconds * config.training.accumulate
@@ -58,12 +61,12 @@ def cost_of(config: Config, ready: Prepared, drawn: float | None) -> Cost:
     return Cost(step, step * config.training.steps, drawing, memory, told)
 
 
-def _pass_seconds(config: Config, ready: Prepared) -> float | None:
+def _pass_seconds(config: Config, ready: Prepared, need: Need) -> float | None:
     device = device_of(None if config.trainer.accelerator == "auto" else kind_of_device(config))
     free, held = free_bytes(device), 0
     if device.type == "cpu":  # the weights lie there already
         held = sum(p.nbytes for part in ready.base.networks.values() for p in part.parameters())
-    if free is not None and memory_bytes(config, ready) - held > free:
+    if free is not None and need.peak - held > free:
         return None
     ready.base.to(device)
     if ready.frozen:
@@ -74,9 +77,9 @@ def _pass_seconds(config: Config, ready: Prepared) -> float | None:
         began = time.perf_counter()
         train_once(ready.base, ready.adapters, ready.frozen, pass_of(config, ready), device)
         for network in trained.values():
-            if device.type != "cpu":  # it computes in the background: reading a number waits
-                next(p for p in network.parameters() if p.grad is not None).grad.sum().item()
             network.zero_grad()
+        if device.type != "cpu":  # it computes in the background
+            torch.accelerator.synchronize(device)
         seconds[turn] = time.perf_counter() - began
         if seconds[0] > LONG:
             return seconds[0]

@@ -11,7 +11,7 @@ import yaml
 from ldm.config import Config, differences, flat, load_config
 from ldm.config.ranges import value_at
 from ldm.models.files.keys import Kind
-from ldm.run.memory import GIB, device_bytes, memory_bytes
+from ldm.run.memory import GIB, device_bytes
 from ldm.run.preflight.pictures import Look
 from ldm.run.prepare import Prepared
 from ldm.run.trouble import LORA, ROOT, options_to_fit
@@ -29,8 +29,13 @@ GIVEN = ("subject.pictures", "subject.class_noun", "subject.identifier", "model.
 Numbers = dict[str, tuple[Any, str]]  # dotted key -> value and reason
 
 
-def recommended(config: Config, ready: Prepared, looks: Sequence[Look]) -> tuple[Numbers, bool]:
-    """What to set, and whether training is predicted to fit the device with it."""
+def recommended(
+    config: Config, ready: Prepared, looks: Sequence[Look], needed: int
+) -> tuple[Numbers, bool]:
+    """What to set, and whether training is predicted to fit the device with it.
+
+    needed: bytes that it takes without.
+    """
     count = sum(not look.is_dropped for look in looks)
     numbers = _by_pictures(config, count)
     cut = [look for look in looks if "cut" in look.concerns]
@@ -38,14 +43,12 @@ def recommended(config: Config, ready: Prepared, looks: Sequence[Look]) -> tuple
         reason = f"a square would cut more than a quarter off {len(cut)} of the pictures"
         numbers["data.aspect"] = ("buckets", reason)
     there = device_bytes(config)
-    if there is None:
+    if there is None or needed <= ROOM * there:
         return numbers, True
     options = options_to_fit(config, ready, int(ROOM * there))
-    needed = memory_bytes(config, ready) / GIB
     for option in options or ():
-        reason = (
-            f"{needed:.1f} GiB are predicted without, {there / GIB:.1f} are there; {option.cost}"
-        )
+        reason = f"{needed / GIB:.1f} GiB are predicted without, {there / GIB:.1f} are there"
+        reason += f"; {option.cost}"
         if option.overlay == LORA:
             numbers |= _lora(reason)
         else:
