@@ -4,12 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from bench.speed.growing import anonymous_gib, of_its_own
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from bench.speed.__main__ import as_record, merged, table
 from bench.speed.contenders import fp32_copy
+from bench.speed.growing import anonymous_gib, of_its_own
 from bench.speed.measure import Numbers, in_turn, ratio_of, run, seconds_per_step, step_times
 from bench.speed.works import Row
 
