@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderTiny
 
 log = logging.getLogger(__name__)
+MANY = 10**8  # parameters: with fewer, mapping blocks afresh takes longer than what they are for
 HELDOUT = "heldout"  # subfolder of the subject's pictures that training never sees
 
 
@@ -80,7 +81,6 @@ def prepare(config: Config, to_train: bool = True) -> Prepared:
 
     to_train: False leaves out what only training needs.
     """
-    return_large_blocks()
     if to_train:
         _check_packages(config)
         _check_folders(config)
@@ -95,6 +95,8 @@ def prepare(config: Config, to_train: bool = True) -> Prepared:
     for template in (*config.samples.prompts, config.sampling.negative):
         fill_all(template, identifiers_of(config))  # each subject that is named is there
     base = _load_quietly(config)
+    if sum(p.numel() for net in base.networks.values() for p in net.parameters()) > MANY:
+        return_large_blocks()
     resolution = config.data.resolution or base.default_resolution
     check_resolution(base, resolution)
     _check_sampling(config, prior, base)
