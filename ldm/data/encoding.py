@@ -23,7 +23,8 @@ def encode_pixels(
 ) -> Moments:
     """[B, 3, H, W] in [-1, 1] -> mean and std, [B, C, h, w] each, scaled, float32 on the CPU.
 
-    In one forward pass, on the VAE's device (or where it is moved for that, `device`) and in its dtype; the result carries no gradient.
+    In one forward pass, on the VAE's device (or where it is moved for that, `device`) and in its
+    dtype; the result carries no gradient.
     Scaling as in arXiv 2112.10752, appendix G (`scaling_factor`): the latents then have about unit
     deviation. `shift_factor` is None in Stable Diffusion and there for later VAEs.
     Raises UserError where the result is not finite, in float32 too (see `without_overflow`).

@@ -30,10 +30,10 @@ from ldm.run.folder import is_first_process, read_config, read_facts
 from ldm.run.job import Job
 from ldm.run.loggers import build_loggers
 from ldm.run.measuring import Measuring
-from ldm.run.memory import set_to_train
 from ldm.run.prepare import Prepared, untrained
 from ldm.run.resume import end_of
 from ldm.run.settings import as_trained, filled, grid_seeds, grid_settings, sampling_settings
+from ldm.run.trained import set_to_train
 from ldm.sampling.generate import generate
 from ldm.sampling.grid import labelled_grid
 from ldm.training import (

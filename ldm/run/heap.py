@@ -13,8 +13,8 @@ def return_large_blocks() -> bool:
 
     glibc raises that limit to 32 MiB as blocks are freed (mallopt(3), M_MMAP_THRESHOLD). Then
     activations of a large UNet lie in the heap between small blocks that live longer, and what is
-    freed among them is not used again: 2 GiB of 8, where it was seen first. Other C libraries, and
-    limits that are set in the environment, are left as they are.
+    freed among them is not used again. Other C libraries, and limits that are set in the
+    environment, are left as they are.
     """
     given = {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"}
     if os.name != "posix" or given & os.environ.keys():

@@ -1,21 +1,17 @@
 """Whether a run fits its device: the most memory of training and of drawing, before they begin."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import psutil
 import torch
-from torch import nn
 
 from ldm.config import Config
-from ldm.models.adapters import Adapter
-from ldm.models.base import BaseModel
-from ldm.models.trainable import prepare_training
 from ldm.run.device import precision_of
 from ldm.run.prepare import Prepared
 from ldm.run.subjects import class_prompts
-from ldm.run.trained import trained_dtype
+from ldm.run.trained import set_to_train
 from ldm.run.watermark import Need, Pass, drawing_bytes, training_need
 
 GIB = 2**30
@@ -93,20 +89,6 @@ def pass_of(config: Config, ready: Prepared) -> Pass:
         prompts += _dealt(class_prompts(ready.subjects), count)
         taught = count if prior.target == "base" else 0
     return Pass(prompts, taught, ready.resolution, precision_of(config))
-
-
-def set_to_train(
-    config: Config, base: BaseModel, adapters: Mapping[str, Adapter]
-) -> dict[str, nn.Module]:
-    """Set what the configuration trains of a base, in place, and return it."""
-    return prepare_training(
-        base,
-        config.model.train_text_encoder,
-        config.model.gradient_checkpointing,
-        embedding=config.training.pivotal > 0,
-        adapters=adapters,
-        dtype=trained_dtype(config),
-    )
 
 
 def training_memory(config: Config, ready: Prepared) -> Need:

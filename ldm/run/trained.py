@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from ldm.checkpoint.files import sha256_of
 from ldm.checkpoint.snapshots import find_snapshot, load_snapshot
@@ -20,6 +21,7 @@ from ldm.models.base import BaseModel, load_base
 from ldm.models.choices import Choices
 from ldm.models.quantised import Bits
 from ldm.models.text import Reading
+from ldm.models.trainable import prepare_training
 from ldm.run.adapters import adapters_of
 from ldm.run.device import autocast_dtype, precision_of
 from ldm.run.folder import read_config, read_facts
@@ -78,6 +80,20 @@ def base_dtype(config: Config) -> torch.dtype:
 def trained_dtype(config: Config) -> torch.dtype:
     """What type the weights that are trained have."""
     return torch.bfloat16 if config.training.weights == "bf16" else torch.float32
+
+
+def set_to_train(
+    config: Config, base: BaseModel, adapters: Mapping[str, Adapter]
+) -> dict[str, nn.Module]:
+    """Set what the configuration trains of a base, in place, and return it."""
+    return prepare_training(
+        base,
+        config.model.train_text_encoder,
+        config.model.gradient_checkpointing,
+        embedding=config.training.pivotal > 0,
+        adapters=adapters,
+        dtype=trained_dtype(config),
+    )
 
 
 def frozen_bits(config: Config) -> Bits | None:

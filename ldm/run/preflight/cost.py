@@ -10,9 +10,10 @@ import torch
 from ldm.config import Config
 from ldm.run.device import device_of, kind_of_device
 from ldm.run.folder import existing_parent
-from ldm.run.memory import free_bytes, memory_lines, pass_of, set_to_train
+from ldm.run.memory import free_bytes, memory_lines, pass_of
 from ldm.run.plan import MIB, disk_bytes, missing_class_images, pictures_to_measure
 from ldm.run.prepare import Prepared
+from ldm.run.trained import set_to_train
 from ldm.run.watermark import Need, train_once
 
 LONG = 20.0  # seconds: a pass that takes longer is not timed a second time
@@ -39,17 +40,13 @@ def cost_of(config: Config, ready: Prepared, need: Need, drawn: float | None) ->
 
     need: predicted memory of training. drawn: measured seconds of one guided sampler step of one
     picture; None: two thirds of a sample's pass are taken, as a backward pass costs about two
-    forward ones. `ready` is set to
-    train and its networks are on the device afterwards.
+    forward ones. `ready` is set to train and its networks are on the device afterwards.
     """
-    disk, free = (
-        disk_bytes(config, ready),
-        shutil.disk_usage(existing_parent(Path(config.logs))).free,
-    )
-    short = (
-        "; NOT ENOUGH: keep fewer snapshots (snapshots.keep), or set logs=" if disk > free else ""
-    )
-    told = f"about {disk / MIB:.0f} MiB of {free / MIB:.0f} free{short}"
+    disk = disk_bytes(config, ready)
+    free = shutil.disk_usage(existing_parent(Path(config.logs))).free
+    told = f"about {disk / MIB:.0f} MiB of {free / MIB:.0f} free"
+    if disk > free:
+        told += "; NOT ENOUGH: keep fewer snapshots (snapshots.keep), or set logs="
     memory = memory_lines(config, ready, need)
     seconds = _pass_seconds(config, ready, need)
     if seconds is None:
