@@ -108,6 +108,42 @@ def test_a_merge_for_good_is_in_place(tiny_base_folder: TinyFolder) -> None:
         adapter.merge()
 
 
+@pytest.mark.parametrize("keep", (False, True))
+def test_a_share_of_what_was_learnt(tiny_base_folder: TinyFolder, keep: bool) -> None:
+    """Weights lie on the straight line from the base's own to the learnt ones; rows do too."""
+    found = {}
+    for share in (0.0, 0.5, 1.0):
+        base = load_base(tiny_base_folder("eps"))
+        own = weights_of(base)
+        adapters = add_adapters(
+            networks_of(base), settings_of("lora"), encoders={"text_encoder": base.text_encoder},
+            tokens={"text_encoder": [5]},
+        )  # fmt: skip
+        disturb(adapters)
+        for adapter in adapters.values():
+            adapter.merge(share, keep=keep)
+        found[share] = weights_of(base)
+        if keep:
+            for adapter in adapters.values():
+                adapter.unmerge()
+                adapter.take_out()
+            assert all(torch.equal(own[key], new) for key, new in weights_of(base).items())
+    moved = [key for key in own if not torch.equal(own[key], found[1.0][key])]
+    assert any("token_embedding" in key for key in moved) and any("to_q" in key for key in moved)
+    for key, before in own.items():
+        torch.testing.assert_close(found[0.0][key], before, rtol=0, atol=0)
+        half = (before + found[1.0][key]) / 2
+        torch.testing.assert_close(found[0.5][key], half, rtol=0, atol=1e-6)
+
+
+def weights_of(base: BaseModel) -> dict[str, torch.Tensor]:
+    return {
+        f"{part}.{key}": tensor.clone()
+        for part, network in base.networks.items()
+        for key, tensor in network.state_dict().items()
+    }
+
+
 @pytest.mark.parametrize("kind", ("lora", "dora"))
 def test_checkpointing_gives_the_same_gradients(tiny_base_folder: TinyFolder, kind: str) -> None:
     """Also where nothing before an adapter requires gradients."""

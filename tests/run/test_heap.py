@@ -2,8 +2,14 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+
+from ldm.config import load_config
+from ldm.run import prepare
+from tests.workspace import Workspace
 
 # Large blocks and small ones in turn; the small ones stay. Prints MiB that stay of the large ones.
 PROGRAM = """\
@@ -34,3 +40,20 @@ def left(called: bool) -> float:
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
 def test_large_blocks_are_given_back() -> None:
     assert left(called=True) < 16 < left(called=False)
+
+
+@pytest.mark.parametrize(("many", "asked"), [(prepare.MANY, 0), (100, 1)])
+def test_for_large_models_alone(
+    many: int,
+    asked: int,
+    tmp_path: Path,
+    tiny_base_folder: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With small ones it takes time, in drawing most, and there is little to be had."""
+    calls: list[int] = []
+    monkeypatch.setattr(prepare, "MANY", many)
+    monkeypatch.setattr(prepare, "return_large_blocks", lambda: calls.append(1))
+    words = Workspace(tmp_path, tiny_base_folder("eps")).words()
+    prepare.prepare(load_config([Path(words[1])], words[2:]))
+    assert len(calls) == asked
