@@ -52,9 +52,9 @@ def test_a_long_run_is_compiled_and_goes_on_as_it_went(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "ldm")
-    runs = Runs(monkeypatch, tmp_path, 2.0)
+    runs = Runs(monkeypatch, tmp_path, 20.0)
     assert runs.steps(0, 14, most=1000) == [10, 11, 12, 13, 14]  # steps 6 to 9 were timed
-    assert "991 steps of 2 s are left" in caplog.text and "would save about 198 s" in caplog.text
+    assert "991 steps of 20 s are left" in caplog.text and "would save about 396 s" in caplog.text
     assert runs.steps(7, 12, most=1000) == [10, 11, 12]
     assert runs.steps(12, 14, most=1000) == [13, 14]
     runs.seconds = 0.01  # on whatever clock
