@@ -14,7 +14,7 @@ def return_large_blocks() -> bool:
     glibc raises that limit to 32 MiB as blocks are freed (mallopt(3), M_MMAP_THRESHOLD). Then
     activations of a large UNet lie in the heap between small blocks that live longer, and what is
     freed among them is not used again. Other C libraries, and limits that are set in the
-    environment, are left as they are.
+    environment, are left as they are. What was freed before goes back as well.
     """
     given = {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"}
     if os.name != "posix" or given & os.environ.keys():
@@ -23,4 +23,6 @@ def return_large_blocks() -> bool:
     if not hasattr(library, "gnu_get_libc_version"):
         return False
     set_limit = library.mallopt
-    return bool(set_limit(_MMAP_THRESHOLD, LARGE) and set_limit(_TRIM_THRESHOLD, KEPT))
+    done = set_limit(_MMAP_THRESHOLD, LARGE) and set_limit(_TRIM_THRESHOLD, KEPT)
+    library.malloc_trim(0)
+    return bool(done)

@@ -8,11 +8,11 @@ import psutil
 import torch
 
 from ldm.config import Config
-from ldm.run.device import precision_of
+from ldm.run.device import kind_of_device, precision_of
 from ldm.run.prepare import Prepared
 from ldm.run.subjects import class_prompts
 from ldm.run.trained import set_to_train
-from ldm.run.watermark import Need, Pass, drawing_bytes, training_need
+from ldm.run.watermark import Need, Pass, Stepping, drawing_bytes, training_need
 
 GIB = 2**30
 # Bytes that an optimizer keeps for each trained parameter; Adafactor's rows and columns are few.
@@ -25,6 +25,12 @@ OPTIMIZER_BYTES = {
     "schedule_free_adamw": 8,
     "lion": 4,
 }
+# Float32 copies of a parameter that a step of it makes meanwhile, as tests/run/test_memory.py
+# counts them. bitsandbytes' 8 bits are only so where it has no kernel of its own: on a CPU.
+STEP_COPIES = {"adafactor": 1.25, "prodigy": 1.25, "schedule_free_adamw": 1.0, "lion": 2.0}
+STEP_COPIES_ON_CPU = {"adamw_8bit": 5.0, "paged_adamw_8bit": 5.0}
+ALL_AT_ONCE = ("schedule_free_adamw",)  # steps in lists of parameters
+AS_FLOAT32 = 2.0  # a bfloat16 weight and its gradient are float32 while it is stepped
 
 
 def optimizer_bytes(optimizer: str) -> int:
@@ -104,7 +110,21 @@ def training_memory(config: Config, ready: Prepared) -> Need:
         passes=min(2, training.accumulate),  # from the second on, gradients are there already
         kept=(0 if paged else optimizer_bytes(training.optimizer)) + averages,
         teacher=ready.frozen,
-        fused_backward=training.fused_backward,
+        stepping=_stepping(config),
+    )
+
+
+def _stepping(config: Config) -> Stepping:
+    training = config.training
+    copies = STEP_COPIES.get(training.optimizer, 0.0)
+    if kind_of_device(config) == "cpu":
+        copies += STEP_COPIES_ON_CPU.get(training.optimizer, 0.0)
+    low = training.weights == "bf16"
+    return Stepping(
+        copies + (AS_FLOAT32 if low else 0.0),
+        all_at_once=training.optimizer in ALL_AT_ONCE,
+        alone=low or training.fused_backward,
+        in_backward=training.fused_backward,
     )
 
 

@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -77,6 +78,16 @@ class Pass:
 
 
 @dataclass(frozen=True)
+class Stepping:
+    """How an optimizer steps: float32 copies of a parameter that it makes for itself meanwhile."""
+
+    copies: float = 0.0
+    all_at_once: bool = False  # they are of all parameters together
+    alone: bool = False  # one by one, and each gradient is freed
+    in_backward: bool = False  # as well, as soon as it is there
+
+
+@dataclass(frozen=True)
 class Need:
     """Bytes that training takes."""
 
@@ -93,15 +104,14 @@ def training_need(
     passes: int = 1,
     kept: int = 0,
     teacher: BaseModel | None = None,
-    fused_backward: bool = False,
+    stepping: Stepping = Stepping(),
 ) -> Need:
     """What an optimizer step of `passes` passes takes; `base` is only looked at.
 
     adapters: those in `base`, without which it is its own teacher. prepare: sets what is trained of
     the copies that it is given, and returns it. kept: bytes that optimizer and averages hold for
     each trained parameter, beside weights and gradients. teacher: an untouched copy of the base,
-    where one is held as well; what it shares with `base` counts once. fused_backward: gradients are
-    freed one by one.
+    where one is held as well; what it shares with `base` counts once.
     """
     with _fakes() as fake:
         student, own = fake(base, adapters)
@@ -109,8 +119,8 @@ def training_need(
         _let_pass(student)
         parameters = [p for module in trained.values() for p in module.parameters()]
         parameters = [p for p in parameters if p.requires_grad]
-        for parameter in parameters if fused_backward else ():
-            parameter.register_post_accumulate_grad_hook(_free)
+        for parameter in parameters if stepping.in_backward else ():
+            parameter.register_post_accumulate_grad_hook(partial(_step, stepping))
         frozen = None
         if teacher:
             parts = {"vae": base.vae, **base.networks}
@@ -120,6 +130,7 @@ def training_need(
         with Watermark(held) as mark:
             for _ in range(passes):
                 train_once(student, own, frozen, one)
+            step_all(stepping, parameters)
         always = LIBRARIES + kept * sum(p.numel() for p in parameters)
     return Need(always + mark.peak, always + mark.now)
 
@@ -162,8 +173,23 @@ def _has(model: BaseModel, name: str, parts: Mapping[str, nn.Module]) -> bool:
     return getattr(model, name) is parts[name]
 
 
-def _free(parameter: Tensor) -> None:
-    parameter.grad = None
+def step_all(stepping: Stepping, parameters: Iterable[nn.Parameter]) -> None:
+    """Make and free what an optimizer step does, of the parameters that still have gradients."""
+    left = [parameter for parameter in parameters if parameter.grad is not None]
+    if stepping.all_at_once:
+        torch.empty(int(stepping.copies * sum(parameter.numel() for parameter in left)))
+        return
+    for parameter in left:
+        _step(stepping, parameter)
+
+
+def _step(stepping: Stepping, parameter: Tensor) -> None:
+    if stepping.alone and parameter.dtype != torch.float32:  # its copy takes its place
+        parameter.grad = None
+    made = torch.empty(int(stepping.copies * parameter.numel()))
+    if stepping.alone:
+        parameter.grad = None
+    del made
 
 
 def _let_pass(student: BaseModel) -> None:

@@ -38,6 +38,7 @@ class SteppedAlone:
             state[whole] = state.pop(parameter)
         self._step(parameter, whole)
         state[parameter] = state.pop(whole)
+        whole.grad = None
         seed = seed_of(self.seed, "rounding", number, self._places[parameter][1])
         parameter.copy_(round_stochastically(whole, seed))
 
@@ -66,9 +67,9 @@ def round_stochastically(values: Tensor, seed: int) -> Tensor:
     the project are made on the CPU: they are as many as the weights.
     """
     bits = torch.Generator(values.device).manual_seed(seed)
-    lower = torch.empty_like(values, dtype=torch.int32).random_(0, 1 << 16, generator=bits)
+    rounded = torch.empty_like(values, dtype=torch.int32).random_(0, 1 << 16, generator=bits)
     # A bfloat16 is the upper half of a float32; what is added carries into it or not.
-    rounded = (values.detach().view(torch.int32) + lower) & ~0xFFFF
+    rounded.add_(values.detach().view(torch.int32)).bitwise_and_(~0xFFFF)
     return rounded.view(torch.float32).to(torch.bfloat16)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.errors import UserError
+from ldm.training.adafactor import Adafactor
 from ldm.training.phases import EMBEDDING, TEXT_ENCODER, THROUGHOUT, Phases, groups_of
 
 Schedule = Literal["constant", "linear", "cosine"]
@@ -159,7 +160,7 @@ def page_out(optimizer: torch.optim.Optimizer) -> None:
 def _adafactor(groups: Groups, settings: OptimizerSettings, fused: bool) -> torch.optim.Optimizer:
     """Adafactor (arXiv 1804.04235): the second moment as rows times columns, no first one."""
     decay = {"weight_decay": settings.weight_decay}
-    return torch.optim.Adafactor(groups, **{**decay, **settings.arguments})
+    return Adafactor(groups, **{**decay, **settings.arguments})
 
 
 def _prodigy(groups: Groups, settings: OptimizerSettings, fused: bool) -> torch.optim.Optimizer:

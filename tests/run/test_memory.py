@@ -15,7 +15,18 @@ from ldm.models.trainable import prepare_training
 from ldm.models.unet import predict
 from ldm.run import memory
 from ldm.run.prepare import prepare
-from ldm.run.watermark import LIBRARIES, Pass, Watermark, drawing_bytes, training_need
+from ldm.run.watermark import (
+    LIBRARIES,
+    Pass,
+    Stepping,
+    Watermark,
+    drawing_bytes,
+    step_all,
+    training_need,
+)
+from ldm.training.adafactor import Adafactor
+from ldm.training.alone import SteppedAlone
+from ldm.training.optim import PACKAGES, OptimizerSettings, make_optimizer
 from tests.conftest import TINY_RESOLUTION
 from tests.workspace import MAIN_JOB, Workspace
 
@@ -81,6 +92,52 @@ def test_a_training_step_takes_what_was_predicted(
         network.zero_grad()
     found = weights_of(base) + most_allocated(step)
     assert need.peak - LIBRARIES == pytest.approx(found, rel=0.1)
+
+
+@pytest.mark.parametrize("name", list(memory.OPTIMIZER_BYTES))
+def test_an_optimizer_takes_and_keeps_what_is_counted(name: str) -> None:
+    if name in PACKAGES:
+        pytest.importorskip(PACKAGES[name].replace("-", "_"))
+    if name == "paged_adamw_8bit":
+        pytest.skip("pages are CUDA's")
+    shapes = [(300, 100, 3, 3), *[(300, 100)] * 20]
+    parameters = [nn.Parameter(torch.randn(shape)) for shape in shapes]
+    settings = OptimizerSettings(1.0, 10, optimizer=name)
+    optimizer = make_optimizer([{"params": parameters, "lr": 1.0, "name": "unet"}], settings)
+    for parameter in parameters:
+        parameter.grad = torch.randn_like(parameter)
+    if callable(train := getattr(optimizer, "train", None)):
+        train()
+    optimizer.step()
+    counts = [parameter.numel() for parameter in parameters]
+    there = [value for state in optimizer.state.values() for value in state.values()]
+    kept = sum(value.nbytes for value in there if isinstance(value, torch.Tensor))
+    assert kept / sum(counts) == pytest.approx(memory.optimizer_bytes(name), abs=0.2)
+    most = sum(counts) if name in memory.ALL_AT_ONCE else max(counts)
+    copies = memory.STEP_COPIES.get(name, 0) + memory.STEP_COPIES_ON_CPU.get(name, 0)
+    assert most_allocated(optimizer.step) / (4 * most) == pytest.approx(copies, abs=0.3)
+
+
+def test_a_step_in_bfloat16_takes_what_is_counted(tiny_base_folder: Base) -> None:
+    """With the gradients that are not stepped yet; of steps in the backward pass as well."""
+    weights = [nn.Parameter(torch.randn(400, 100).bfloat16()) for _ in range(4)]
+    optimizer = Adafactor(weights, lr=1e-3)
+    stepped = SteppedAlone(optimizer, 0)
+
+    def step(number: int) -> None:
+        for weight in weights:
+            weight.grad = torch.randn_like(weight)
+        stepped.step_all(number)
+
+    step(0)
+    each = weights[0].numel()
+    counted = Stepping(memory.STEP_COPIES["adafactor"] + memory.AS_FLOAT32, alone=True)
+    with Watermark() as mark:
+        for weight in weights:
+            weight.grad = torch.empty_like(weight)
+        step_all(counted, weights)
+    assert most_allocated(lambda: step(1)) == pytest.approx(mark.peak, abs=0.5 * 4 * each)
+    assert all(weight.grad is None for weight in weights)
 
 
 def test_drawing_takes_what_was_predicted(tiny_base_folder: Base) -> None:

@@ -187,6 +187,32 @@ def test_state_is_laid_out_as_the_weights_it_is_loaded_for() -> None:
     assert torch.equal(after(4, reload_at=2), after(4, reload_at=None))
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_adafactor_keeps_rows_and_columns_of_a_convolutions_channels(
+    layout: torch.memory_format,
+) -> None:
+    torch.manual_seed(0)
+    convolution = nn.Conv2d(40, 60, 3).to(memory_format=layout)  # type: ignore[call-overload]
+    turned = nn.Parameter(convolution.weight.detach().permute(2, 3, 0, 1).clone())
+    bias = nn.Parameter(convolution.bias.detach().clone())
+    ours = build_optimizer({"unet": convolution}, settings_of("adafactor"))
+    theirs = torch.optim.Adafactor([turned, bias], lr=0.01, weight_decay=0.1)
+    for group in ours.param_groups:
+        group.update(lr=0.01, weight_decay=0.1)
+    for _ in range(3):
+        ours.zero_grad()
+        convolution(torch.randn(2, 40, 5, 5)).square().mean().backward()
+        turned.grad = convolution.weight.grad.permute(2, 3, 0, 1).clone()
+        bias.grad = convolution.bias.grad.clone()
+        ours.step()
+        theirs.step()
+    torch.testing.assert_close(convolution.weight, turned.permute(2, 3, 0, 1))
+    assert convolution.weight.is_contiguous(memory_format=layout)
+    assert convolution.weight.grad.shape == convolution.weight.shape
+    kept = ours.state[convolution.weight]
+    assert kept["row_var"].numel() + kept["col_var"].numel() == 9 * (40 + 60)
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_step_without_gradients_changes_nothing(name: str) -> None:
     modules = networks()
