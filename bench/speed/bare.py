@@ -21,7 +21,7 @@ from ldm.models.base import BaseModel, load_base
 from ldm.models.precision import autocast
 from ldm.models.unet import predict
 
-WHAT = ("step", "compiled", "draw", "one_pass", "ours", "pipeline", "start")
+WHAT = ("step", "compiled", "formats", "draw", "one_pass", "ours", "pipeline", "start")
 PROMPTS = ("a drawing of sks robot", "a drawing of a robot")
 
 
@@ -55,6 +55,30 @@ def compiled(source: str, rounds: int, samples: int, pixels: int) -> dict[str, A
     quick, written = map(statistics.median, times)
     return {"compiled": quick, "written": written, "ratio": statistics.median(ratios),
             "compiling": firsts[0] - firsts[1]}  # fmt: skip
+
+
+def formats(source: str, rounds: int, samples: int, pixels: int) -> dict[str, Any]:
+    """A step, and `samples` guided pictures in four steps, with weights of convolutions contiguous
+    and channels last, in turn: seconds, and how many times as fast the first is."""
+    found = {}
+    for what in ("step", "draw"):
+        calls: list[Callable[[], None]] = []
+        for layout in (torch.contiguous_format, torch.channels_last):
+            base = load_base(source)
+            for network in (base.unet, base.vae):
+                nn.Module.to(network, memory_format=layout)  # type: ignore[call-overload]
+            if what == "step":
+                calls.append(stepper(base, samples, pixels, "fp32"))
+            else:
+                calls.append(drawer(base, samples, 4))
+        for call in calls * 3:
+            call()
+        contiguous, last = _alternating(calls, rounds)
+        ratios = [slow / quick for quick, slow in zip(contiguous, last, strict=True)]
+        found |= {f"{what}_contiguous": statistics.median(contiguous),
+                  f"{what}_last": statistics.median(last),
+                  f"{what}_ratio": statistics.median(ratios)}  # fmt: skip
+    return found
 
 
 def stepper(
@@ -96,22 +120,28 @@ def stepper(
 
 def draw(base: BaseModel, count: int, batch: int, steps: int) -> dict[str, Any]:
     """UNet and VAE calls of `count` guided pictures, `batch` at a time, without a sampler."""
+    once = drawer(base, batch, steps)
+    once()
+    began = time.perf_counter()
+    for _ in range(-(-count // batch)):
+        once()
+    return {"seconds": time.perf_counter() - began}
+
+
+def drawer(base: BaseModel, batch: int, steps: int) -> Callable[[], None]:
+    """The same of one batch."""
     side = base.default_resolution // base.latent_factor
     latents = torch.randn(batch, base.latent_channels, side, side)
     text = base.text.encode([PROMPTS[1]] * batch + [""] * batch, "cpu")
     double = torch.cat([latents, latents])
 
+    @torch.no_grad()
     def once() -> None:
         for moment in range(steps):
             predict(base.unet, double, 900 - moment, text, None)
         base.vae.decode(latents)
 
-    with torch.no_grad():
-        once()
-        began = time.perf_counter()
-        for _ in range(-(-count // batch)):
-            once()
-    return {"seconds": time.perf_counter() - began}
+    return once
 
 
 def one_pass(base: BaseModel, rounds: int, batch: int) -> dict[str, Any]:
@@ -216,7 +246,7 @@ def main() -> None:
     args = parser.parse_intermixed_args()
     numbers = [int(number) if number.is_integer() else number for number in args.numbers]
     call: Callable[..., dict[str, Any]] = globals()[args.what]
-    if args.what in ("pipeline", "start", "compiled"):
+    if args.what in ("pipeline", "start", "compiled", "formats"):
         found = call(args.base, *numbers)
     elif args.what == "step":
         steps, samples, pixels = map(int, args.numbers)

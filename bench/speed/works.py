@@ -75,6 +75,20 @@ def compiled(place: Place, rounds: int, tell: Tell) -> list[Row]:
     ]  # fmt: skip
 
 
+def formats(place: Place, rounds: int, tell: Tell) -> list[Row]:
+    """Bare calls with contiguous convolutions, as they lie on a CPU, beside channels last."""
+    found = [contenders.bare(place, "formats", contenders.STEPS, 8, 64) for _ in range(rounds)]
+    rows = []
+    for what, work in (("step", "bare step, 64 px, 4 + 4, fp32"), ("draw", "bare drawing of 8")):
+        ours, peer, ratio = (
+            statistics.median(one[f"{what}_{name}"] for one in found)
+            for name in ("contiguous", "last", "ratio")
+        )
+        work = f"{work}, convolutions contiguous"
+        rows.append(Row(work, "channels last", ours, peer, "s", ratio, None, True))
+    return rows
+
+
 def true_size(place: Place, rounds: int, tell: Tell) -> list[Row]:
     """The same with Stable Diffusion 1.5's architecture at 256 pixels, 1 + 1; 17 GiB, 20 minutes.
 
@@ -276,7 +290,8 @@ GROUPS: dict[str, Callable[[Place, int, Tell], list[Row]]] = {
     "linear": linear,
     "memory": memory,
     "compiled": compiled,
+    "formats": formats,
     "true_size": true_size,
 }
-LONG = ("pictures", "compiled", "true_size")
+LONG = ("pictures", "compiled", "formats", "true_size")
 USUAL = [name for name in GROUPS if name not in LONG]

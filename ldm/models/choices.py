@@ -7,9 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from ldm.errors import UserError
+from ldm.models.layout import lay_out
 from ldm.models.text import USUAL, Reading
 from ldm.models.vae import fingerprint_of_vae, load_vae
 
@@ -74,7 +73,7 @@ def with_choices(base: "BaseModel", choices: Choices) -> "BaseModel":
     if choices.vae is not None:
         vae = load_vae(choices.vae, base.vae)
         own = fingerprint_of_vae(vae)
-        vae.to(memory_format=torch.channels_last)
+        lay_out(vae)
         base = replace(
             base, vae=vae, vae_fingerprint=own, fingerprint=_joined(base.fingerprint, own)
         )

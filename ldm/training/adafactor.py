@@ -18,13 +18,13 @@ class Adafactor(torch.optim.Adafactor):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One optimizer step."""
-        with _channels_last_axes(p for group in self.param_groups for p in group["params"]):
+        with _channels_last(p for group in self.param_groups for p in group["params"]):
             return super().step(closure)  # type: ignore[no-any-return]
 
 
 @contextmanager
-def _channels_last_axes(parameters: Iterator[nn.Parameter]) -> Iterator[None]:
-    """Inside, convolutions with gradients are seen as (height, width, out, in); nothing is copied."""
+def _channels_last(parameters: Iterator[nn.Parameter]) -> Iterator[None]:
+    """Inside, convolutions with gradients are (height, width, out, in); nothing is copied."""
     turned = [p for p in parameters if p.dim() == 4 and p.grad is not None]
     for parameter in turned:
         _turn(parameter)

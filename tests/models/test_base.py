@@ -38,10 +38,15 @@ def test_what_is_loaded(tiny_base_folder: TinyFolder) -> None:
     assert load_base(tiny_base_folder("eps")).prediction_type == "epsilon"
 
 
-def test_convolutions_lie_channels_last(tiny_base_folder: TinyFolder) -> None:
+@pytest.mark.parametrize("cuda", [True, False])
+def test_convolutions_lie_as_the_machine_wants_them(
+    tiny_base_folder: TinyFolder, monkeypatch: pytest.MonkeyPatch, cuda: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     base = load_base(tiny_base_folder("eps"))
     for convolution in (base.unet.conv_in, base.vae.decoder.conv_in):
-        assert convolution.weight.is_contiguous(memory_format=torch.channels_last)
+        assert convolution.weight.is_contiguous(memory_format=torch.channels_last) == cuda
+        assert convolution.weight.is_contiguous() != cuda
 
 
 def test_dtype_is_not_the_vaes(tiny_base_folder: TinyFolder) -> None:
