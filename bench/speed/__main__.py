@@ -19,7 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from bench.speed.contenders import Place, fp32_copy, pictures_of
+from bench.speed.contenders import Place, fp32_copy, pictures_of, repeated
 from bench.speed.measure import ROOT
 from bench.speed.works import GROUPS, LONG, USUAL, Row
 
@@ -113,7 +113,7 @@ def main() -> None:
             folder,
             fp32_copy(ROOT / "data" / "storybook-sd", folder),
             pictures,
-            pictures,
+            repeated(pictures, folder / "class_pictures", 40),
             args.diffusers,
             args.python,
         )

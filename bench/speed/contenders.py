@@ -1,6 +1,7 @@
 """Who is compared: the project's commands, diffusers' script, and the bare networks."""
 
 import csv
+import itertools
 import json
 import shutil
 import sys
@@ -182,6 +183,15 @@ def pictures_of(folder: Path, into: Path) -> Path:
     into.mkdir(parents=True, exist_ok=True)
     for file in sorted(folder.glob("*.png")):
         shutil.copy(file, into)
+    return into
+
+
+def repeated(folder: Path, into: Path, count: int) -> Path:
+    """`count` files, its pictures in turn: diffusers' script ends each round through them with what
+    is left of a batch, so that with 5 and batches of 4 every second step had 1 + 1 samples."""
+    into.mkdir(parents=True, exist_ok=True)
+    for number, file in zip(range(count), itertools.cycle(sorted(folder.iterdir())), strict=False):
+        shutil.copy(file, into / f"{number:02d}.png")
     return into
 
 
