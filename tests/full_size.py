@@ -34,7 +34,7 @@ from ldm.models.files.networks import empty_network
 from ldm.models.pipeline import pipeline_of
 from ldm.models.quantised import quantise
 from ldm.run.adapters import adapters_of
-from ldm.run.memory import GIB, memory_bytes
+from ldm.run.memory.prediction import GIB, memory_bytes
 from ldm.run.prepare import Prepared, frozen_of
 from ldm.run.subjects import find_inputs
 from ldm.run.trained import base_dtype, frozen_bits, load_trained
@@ -248,7 +248,7 @@ def table() -> str:
         lines.append("|---|---|---|---|---|---|")
     for one in measured:
         off = one["predicted_gib"] / one["measured_gib"] - 1
-        threads = f"{one['seconds_per_step']} ({one['threads']} thread)"
+        threads = f"{one['seconds_per_step']} (threads: {one['threads']})"
         lines.append(
             f"| {one['base']} | {one['options']} | {one['predicted_gib']:.1f} | "
             f"{one['measured_gib']:.1f} | {off:+.0%} | {threads} |"

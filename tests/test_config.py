@@ -407,7 +407,7 @@ def test_class_noun_is_found_as_a_word(prompt: str, noun: str, stands_there: boo
 
 def test_the_optimizers_names_are_the_same_everywhere() -> None:
     from ldm.config.checks import OPTIMIZERS as IN_CONFIG
-    from ldm.run.memory import OPTIMIZER_BYTES
+    from ldm.run.memory.prediction import OPTIMIZER_BYTES
     from ldm.training.optim import OPTIMIZERS, PACKAGES
 
     assert set(IN_CONFIG) == set(OPTIMIZERS) == set(OPTIMIZER_BYTES)

@@ -15,14 +15,14 @@ from ldm.config import Config, load_config
 from ldm.config.checks import combination_problems
 from ldm.config.ranges import range_problems, value_at
 from ldm.models.quantised import quantise
-from ldm.run import memory
 from ldm.run.adapters import adapters_of
 from ldm.run.device import precision_of
-from ldm.run.memory import GIB
+from ldm.run.memory import prediction
+from ldm.run.memory.prediction import GIB
+from ldm.run.memory.watermark import copy_of
 from ldm.run.prepare import Prepared, frozen_of
 from ldm.run.resume import MAY_CHANGE
 from ldm.run.trained import base_dtype, frozen_bits
-from ldm.run.watermark import copy_of
 from ldm.training.optim import PACKAGES
 
 SHOWN = 3
@@ -72,7 +72,7 @@ def out_of_memory_message(config: Config, ready: Prepared, error: BaseException)
     for number, option in enumerate(options, start=1):
         lines.append(f"  {number}. {option}: {option.saved:.2f} GiB less; {option.cost}")
     if len(options) > 1:
-        left = memory.memory_bytes(*_with(config, ready, *options)) / GIB
+        left = prediction.memory_bytes(*_with(config, ready, *options)) / GIB
         lines.append(f"  with all of them: {left:.2f} GiB")
     others = [str(option) for option in options if not option.may_change_on_resume]
     if others:
@@ -86,12 +86,12 @@ def best_options(config: Config, ready: Prepared) -> list[Option]:
 
     A smaller picture changes what is learnt most: it comes after all others.
     """
-    before, found = memory.memory_bytes(config, ready), []
+    before, found = prediction.memory_bytes(config, ready), []
     for option in _options(config, ready):
         changed = _changed(config, option)
         if [*range_problems(changed), *combination_problems(changed)]:
             continue
-        after = memory.memory_bytes(*_with(config, ready, option))
+        after = prediction.memory_bytes(*_with(config, ready, option))
         option.saved = round((before - after) / GIB, 2)
         if after < before:
             found.append(option)
@@ -107,7 +107,7 @@ def best_options(config: Config, ready: Prepared) -> list[Option]:
 def options_to_fit(config: Config, ready: Prepared, room: int) -> list[Option] | None:
     """The least harmful options, in order, with which training that takes more is predicted to
     take at most `room` bytes; None where all of them are too few."""
-    needed, together = memory.memory_bytes(config, ready), list[Option]()
+    needed, together = prediction.memory_bytes(config, ready), list[Option]()
     for option in _options(config, ready):
         if needed <= room:
             break
@@ -117,7 +117,7 @@ def options_to_fit(config: Config, ready: Prepared, room: int) -> list[Option] |
             *combination_problems(changed),
         ]:
             continue
-        now = memory.memory_bytes(*_with(config, ready, *together, option))
+        now = prediction.memory_bytes(*_with(config, ready, *together, option))
         if now < needed:
             together, needed = [*together, option], now
     return together if needed <= room else None
@@ -212,7 +212,7 @@ def _tried(config: Config, ready: Prepared) -> str:
 
 
 def _predicted(config: Config, ready: Prepared) -> str:
-    needed = f"{memory.memory_bytes(config, ready) / GIB:.2f} GiB"
+    needed = f"{prediction.memory_bytes(config, ready) / GIB:.2f} GiB"
     if not torch.cuda.is_available():
         return needed
     return f"{needed} (an estimate) of the device's {torch.cuda.mem_get_info()[1] / GIB:.2f}"

@@ -18,9 +18,9 @@ from ldm.models.adapters import merged
 from ldm.models.adapters.settings import Kind
 from ldm.models.base import BaseModel, load_base
 from ldm.models.quantised import QuantisedLinear
-from ldm.run import memory
 from ldm.run.folder import read_config
 from ldm.run.measuring import Measuring
+from ldm.run.memory import prediction
 from ldm.run.prepare import prepare
 from ldm.run.results import export_chosen
 from ldm.run.source import source_of_run
@@ -95,9 +95,9 @@ def test_the_base_may_be_quantised(place: Workspace, kind: str, bits: str) -> No
         with torch.no_grad():
             wanted = predict(load_trained(run, "last").base)
             torch.testing.assert_close(predict(loaded.model), wanted, rtol=0, atol=1e-5)
-    need = memory.memory_bytes(config, ready)
+    need = prediction.memory_bytes(config, ready)
     config.adapter.frozen = "half"  # type: ignore[union-attr]
-    assert need < memory.memory_bytes(config, prepare(config))
+    assert need < prediction.memory_bytes(config, prepare(config))
     half = place.train(f"not-few-{bits}", **{**settings, "adapter__frozen": "half"})
     assert difference(straight, half) > 0
     assert len(list((place.folder / "prior").iterdir())) >= 2, "each draws its own class images"

@@ -14,7 +14,7 @@ from tests.workspace import Workspace
 # Large blocks and small ones in turn; the small ones stay. Prints MiB that stay of the large ones.
 PROGRAM = """\
 import psutil, torch
-from ldm.run.heap import return_large_blocks
+from ldm.run.memory.heap import return_large_blocks
 if {called}:
     assert return_large_blocks()
 torch.ones(2 ** 22).sum()

@@ -13,9 +13,8 @@ from ldm.models.base import BaseModel, frozen_copy, load_base
 from ldm.models.precision import autocast
 from ldm.models.trainable import prepare_training
 from ldm.models.unet import predict
-from ldm.run import memory
-from ldm.run.prepare import prepare
-from ldm.run.watermark import (
+from ldm.run.memory import prediction
+from ldm.run.memory.watermark import (
     LIBRARIES,
     Pass,
     Stepping,
@@ -24,6 +23,7 @@ from ldm.run.watermark import (
     step_all,
     training_need,
 )
+from ldm.run.prepare import prepare
 from ldm.training.adafactor import Adafactor
 from ldm.training.alone import SteppedAlone
 from ldm.training.optim import PACKAGES, OptimizerSettings, make_optimizer
@@ -94,7 +94,7 @@ def test_a_training_step_takes_what_was_predicted(
     assert need.peak - LIBRARIES == pytest.approx(found, rel=0.1)
 
 
-@pytest.mark.parametrize("name", list(memory.OPTIMIZER_BYTES))
+@pytest.mark.parametrize("name", list(prediction.OPTIMIZER_BYTES))
 def test_an_optimizer_takes_and_keeps_what_is_counted(name: str) -> None:
     if name in PACKAGES:
         pytest.importorskip(PACKAGES[name].replace("-", "_"))
@@ -112,9 +112,9 @@ def test_an_optimizer_takes_and_keeps_what_is_counted(name: str) -> None:
     counts = [parameter.numel() for parameter in parameters]
     there = [value for state in optimizer.state.values() for value in state.values()]
     kept = sum(value.nbytes for value in there if isinstance(value, torch.Tensor))
-    assert kept / sum(counts) == pytest.approx(memory.optimizer_bytes(name), abs=0.2)
-    most = sum(counts) if name in memory.ALL_AT_ONCE else max(counts)
-    copies = memory.STEP_COPIES.get(name, 0) + memory.STEP_COPIES_ON_CPU.get(name, 0)
+    assert kept / sum(counts) == pytest.approx(prediction.optimizer_bytes(name), abs=0.2)
+    most = sum(counts) if name in prediction.ALL_AT_ONCE else max(counts)
+    copies = prediction.STEP_COPIES.get(name, 0) + prediction.STEP_COPIES_ON_CPU.get(name, 0)
     assert most_allocated(optimizer.step) / (4 * most) == pytest.approx(copies, abs=0.3)
 
 
@@ -131,7 +131,7 @@ def test_a_step_in_bfloat16_takes_what_is_counted(tiny_base_folder: Base) -> Non
 
     step(0)
     each = weights[0].numel()
-    counted = Stepping(memory.STEP_COPIES["adafactor"] + memory.AS_FLOAT32, alone=True)
+    counted = Stepping(prediction.STEP_COPIES["adafactor"] + prediction.AS_FLOAT32, alone=True)
     with Watermark() as mark:
         for weight in weights:
             weight.grad = torch.empty_like(weight)
@@ -182,7 +182,7 @@ def test_every_option_moves_the_prediction(place: Workspace) -> None:
     def need(**settings: object) -> int:
         settings = {"data__resolution": 128, "training__precision": "fp32"} | settings
         config = load_config([MAIN_JOB], place.words(**settings)[2:])
-        return memory.memory_bytes(config, prepare(config))
+        return prediction.memory_bytes(config, prepare(config))
 
     usual = need()
     assert need(training__batch=4) > usual > need(prior="null")
@@ -205,7 +205,7 @@ def test_a_device_that_is_too_small_is_told_before_any_work(
 ) -> None:
     assert place.main("--dry-run") == 0
     assert "NOT ENOUGH" not in capsys.readouterr().out
-    monkeypatch.setattr(memory, "device_bytes", lambda config: LIBRARIES)
+    monkeypatch.setattr(prediction, "device_bytes", lambda config: LIBRARIES)
     assert place.main("--dry-run") == 0
     said = capsys.readouterr().out
     assert "of 0.5 in this machine" in said

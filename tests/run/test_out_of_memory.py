@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from ldm.config import Config, load_config, split_command_line
-from ldm.run import memory, trouble
-from ldm.run.memory import GIB
+from ldm.run import trouble
+from ldm.run.memory import prediction
+from ldm.run.memory.prediction import GIB
 from ldm.run.prepare import Prepared, prepare
 from ldm.run.trouble import best_options, out_of_memory_message
 from ldm.training import DreamBoothModule
@@ -56,7 +57,7 @@ def known_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         needed -= 6.0 if training.fused_backward else 0.0
         return int((needed + 30.0 * ready.resolution / 32) * GIB)
 
-    monkeypatch.setattr(memory, "memory_bytes", modelled)
+    monkeypatch.setattr(prediction, "memory_bytes", modelled)
 
 
 def test_the_three_that_help_most(place: Workspace, known_memory: None) -> None:
@@ -156,10 +157,10 @@ def test_every_number_is_the_plans(
     monkeypatch.setattr(trouble, "_options", lambda *_: few)
     options = best_options(config, ready)
     assert sorted(map(str, options)) == sorted(looked_at)
-    before = memory.memory_bytes(config, ready)
+    before = prediction.memory_bytes(config, ready)
     for option in options:
         given = prepared(place, *str(option).split(), prior__target="base", **settings)
-        assert option.saved == before - memory.memory_bytes(*given) > 0
+        assert option.saved == before - prediction.memory_bytes(*given) > 0
 
 
 def test_smaller_pictures_are_what_the_base_can_make(place: Workspace) -> None:

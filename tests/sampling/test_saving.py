@@ -14,7 +14,14 @@ from ldm.errors import UserError
 from ldm.models.base import load_base
 from ldm.models.quantised import Bits, saved_bytes
 from ldm.run import placing
-from ldm.run.placing import Drawing, Way, bytes_to_draw, check_package, choose_way, place_to_draw
+from ldm.run.memory.placing import (
+    Drawing,
+    Way,
+    bytes_to_draw,
+    check_package,
+    choose_way,
+    place_to_draw,
+)
 from ldm.sampling.generate import generate
 
 CPU = torch.device("cpu")

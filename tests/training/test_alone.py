@@ -11,7 +11,7 @@ from torch import nn
 import main
 from ldm.config import load_config
 from ldm.errors import UserError
-from ldm.run import memory
+from ldm.run.memory import prediction
 from ldm.run.prepare import prepare
 from ldm.training.alone import FusedBackward, SteppedAlone, round_stochastically
 from tests.workspace import MAIN_JOB, Workspace, difference, weights
@@ -127,7 +127,7 @@ def test_less_memory_is_predicted(place: Workspace) -> None:
         settings |= {"training__batch": 1, "prior": "null"}  # little beside weights
         settings |= {"model__gradient_checkpointing": "true"}
         config = load_config([MAIN_JOB], place.words(**settings)[2:])
-        return memory.memory_bytes(config, prepare(config))
+        return prediction.memory_bytes(config, prepare(config))
 
     usual = need()
     assert need(training__fused_backward="true") < usual > need(training__weights="bf16")

@@ -18,7 +18,7 @@ from ldm.run.drawing.begin import Begin, begin_of, size_of_start
 from ldm.run.drawing.jobs import Job
 from ldm.run.drawing.options import SAMPLING, told_options
 from ldm.run.drawing.pictures import draw
-from ldm.run.placing import Drawing, check_package, place_to_draw
+from ldm.run.memory.placing import Drawing, check_package, place_to_draw
 from ldm.run.source import Source, source_of_model, source_of_run
 from ldm.sampling.prompts.choices import Wildcards, chosen
 from ldm.sampling.prompts.styles import Style, read_styles, style_of, with_style

@@ -17,7 +17,8 @@ from ldm.data.images import find_pictures
 from ldm.errors import UserError
 from ldm.models.base import BaseModel
 from ldm.run.device import device_of, kind_of_device
-from ldm.run.memory import free_bytes, training_memory
+from ldm.run.memory.prediction import free_bytes, training_memory
+from ldm.run.memory.watermark import drawing_bytes
 from ldm.run.preflight.clean import check_clean_folder, write_clean
 from ldm.run.preflight.cost import Cost, cost_of
 from ldm.run.preflight.pictures import Look, advice_on, look_at
@@ -35,7 +36,6 @@ from ldm.run.prepare import Prepared, prepare
 from ldm.run.trained import load_untouched
 from ldm.run.transform import transform_of
 from ldm.run.trouble import ROOT
-from ldm.run.watermark import drawing_bytes
 from ldm.sampling.grid import labelled_grid
 
 log = logging.getLogger(__name__)

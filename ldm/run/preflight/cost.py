@@ -10,11 +10,11 @@ import torch
 from ldm.config import Config
 from ldm.run.device import device_of, kind_of_device
 from ldm.run.folder import existing_parent
-from ldm.run.memory import free_bytes, memory_lines, pass_of
+from ldm.run.memory.prediction import free_bytes, memory_lines, pass_of
+from ldm.run.memory.watermark import Need, train_once
 from ldm.run.plan import MIB, disk_bytes, missing_class_images, pictures_to_measure
 from ldm.run.prepare import Prepared
 from ldm.run.trained import set_to_train
-from ldm.run.watermark import Need, train_once
 
 LONG = 20.0  # seconds: a pass that takes longer is not timed a second time
 

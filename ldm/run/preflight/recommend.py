@@ -11,7 +11,7 @@ import yaml
 from ldm.config import Config, differences, flat, load_config
 from ldm.config.ranges import value_at
 from ldm.models.files.keys import Kind
-from ldm.run.memory import GIB, device_bytes
+from ldm.run.memory.prediction import GIB, device_bytes
 from ldm.run.preflight.pictures import Look
 from ldm.run.prepare import Prepared
 from ldm.run.trouble import LORA, ROOT, options_to_fit

@@ -16,7 +16,7 @@ from ldm.config import load_config
 from ldm.data.images import find_pictures, load_picture
 from ldm.data.latents import Transform
 from ldm.models.base import load_base
-from ldm.run.memory import memory_bytes
+from ldm.run.memory.prediction import memory_bytes
 from ldm.run.preflight import recommend
 from ldm.run.preflight.check import _noun_concerns
 from ldm.run.preflight.pictures import Look, advice_on, look_at

@@ -12,8 +12,8 @@ from torch import nn
 from ldm.errors import UserError
 from ldm.models.base import BaseModel
 from ldm.models.quantised import Bits, quantise_network, saved_bytes
-from ldm.run.memory import GIB, free_bytes
-from ldm.run.watermark import drawing_stages
+from ldm.run.memory.prediction import GIB, free_bytes
+from ldm.run.memory.watermark import drawing_stages
 from ldm.sampling.saving import save_memory
 
 log = logging.getLogger(__name__)

@@ -9,10 +9,10 @@ import torch
 
 from ldm.config import Config
 from ldm.run.device import kind_of_device, precision_of
+from ldm.run.memory.watermark import Need, Pass, Stepping, drawing_bytes, training_need
 from ldm.run.prepare import Prepared
 from ldm.run.subjects import class_prompts
 from ldm.run.trained import set_to_train
-from ldm.run.watermark import Need, Pass, Stepping, drawing_bytes, training_need
 
 GIB = 2**30
 # Bytes that an optimizer keeps for each trained parameter; Adafactor's rows and columns are few.

@@ -1,0 +1,1 @@
+"""How much memory a run takes, and how it gets by with what there is."""
