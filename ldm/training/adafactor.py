@@ -17,9 +17,14 @@ class Adafactor(torch.optim.Adafactor):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One optimizer step."""
+        """One optimizer step; the closure, which calls the networks, comes before."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         with _channels_last(p for group in self.param_groups for p in group["params"]):
-            return super().step(closure)  # type: ignore[no-any-return]
+            super().step()
+        return loss
 
 
 @contextmanager
