@@ -107,6 +107,8 @@ class Live(StepCallback):
         if self.over or self._written < 0:
             return
         where = f"after step {self._step} of {self.config.training.steps}"
+        if self._trainer is not None and self._step >= self._trainer.max_steps:
+            where = "training is complete, what comes after it is not"
         why = f"by an error: {' '.join(str(error).split())}" if error else "before its end"
         self._doing = f"Stopped {why} ({where})"
         self._write(going=False)

@@ -27,7 +27,8 @@ class Work:
     def report(self, done: int, total: int) -> None:
         """Note that so many are done; those made at once (`batch`) are reported one by one."""
         if self._before is None:
-            self._before = self.done = max(0, done - 1)
+            none = self.kind in (CLASS_IMAGES, MEASURING)  # those that were there are not reported
+            self._before = self.done = 0 if none else max(0, done - 1)
         self.new, self.done, self.total = max(0, done - self.done), done, total
         made = done - self._before
         if made > 0:

@@ -216,7 +216,7 @@ def headline(run: Path, step: int) -> str:
     base, scores = result["base"], result["snapshots"][str(step)]
     first = [next((m for m in line if m in scores), None) for line in HEADLINES]
     told = []
-    for metric in [metric for metric in dict.fromkeys(first) if metric in base][:LINE]:
+    for metric in [metric for metric in dict.fromkeys(first) if metric and metric in base][:LINE]:
         shown = [figure(one[metric]["value"], term(metric).share) for one in (scores, base)]
         told.append(f"{full_name(metric)} {shown[0]} (base {shown[1]})")
     return f"step {step}: {', '.join(told)}"

@@ -13,6 +13,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
 )
@@ -37,9 +38,9 @@ class Bar:
         self.display, self.title = display, title
         self.last: tuple[int, int, str] | None = None  # done, in all, words
         self._told = time.monotonic()
-        self.task = display.bars and display.bars.add_task(
-            title, total=total, completed=done, words="", left=""
-        )
+        self.task: TaskID | None = None
+        if display.bars is not None:
+            self.task = display.bars.add_task(title, total=total, completed=done, words="", left="")
 
     def update(
         self,

@@ -24,10 +24,11 @@ def test_bars_and_notes_share_one_place() -> None:
         display.note("newest grid", "samples/step-000003.png")
         with display.bar("drawn") as inner:
             inner.update(1, 4)
-            assert display.bars is not None and len(display.bars.tasks) == 2
-            display.bars.refresh()
-        assert display.bars is not None and len(display.bars.tasks) == 1
-    assert display.bars is None
+            bars = display.bars
+            assert bars is not None and len(bars.tasks) == 2
+            bars.refresh()
+        assert len(bars.tasks) == 1 and not bars.finished
+    assert not bars.live.is_started
     shown = stream.getvalue()
     for words in ("3/9", "loss 0.1", "0:01:00 left", "about 10 min to the end of the run", "1/4"):
         assert words in shown
