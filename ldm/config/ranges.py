@@ -54,6 +54,7 @@ AT_LEAST: dict[str, float] = {
     "samples.count": 1,
     "samples.seed": 0,
     "trainer.nodes": 1,
+    "logger.artifact_gib": 0,
     "evaluation.images": 1,
     "evaluation.class_images": 2,
     "evaluation.unrelated_images": 1,

@@ -210,6 +210,7 @@ class Logger:
     wandb: bool = False  # TensorBoard and metrics.csv are always written
     project: str = "dreambooth"
     offline: bool = False  # W&B without a network; `wandb sync` later
+    artifact_gib: float = 1.0  # the largest export that W&B gets as an artifact; 0: none
 
 
 @dataclass

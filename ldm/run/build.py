@@ -28,7 +28,8 @@ from ldm.run.data import RunData
 from ldm.run.device import precision_of
 from ldm.run.folder import is_first_process, read_config, read_facts
 from ldm.run.job import Job
-from ldm.run.loggers import build_loggers
+from ldm.run.live import Live
+from ldm.run.loggers import Texts, build_loggers
 from ldm.run.measuring import Measuring
 from ldm.run.prepare import Prepared, untrained
 from ldm.run.resume import end_of
@@ -43,14 +44,12 @@ from ldm.training import (
     DreamBoothModule,
     Evaluations,
     Interrupt,
-    Metrics,
     OptimizerSettings,
     Phases,
     Profile,
     ResumeState,
     SampleGrid,
     Snapshots,
-    TrainingProgress,
     annealed,
     hints,
     make_optimizer,
@@ -75,8 +74,11 @@ def build_job(config: Config, ready: Prepared, run: Path, start: ResumePoint | N
     module = build_module(config, ready, modules, first_steps)
     interrupt = Interrupt()
     resume_state = ResumeState(run, config.training.save_every, interrupt)
-    measuring = Measuring(config, ready, run, interrupt.check) if config.evaluation else None
-    callbacks = build_callbacks(config, ready, run, modules, interrupt, resume_state, measuring)
+    live = Live(config, ready, run, resume_state, start.step if start else 0)
+    measuring = None
+    if config.evaluation:
+        measuring = Measuring(config, ready, run, interrupt.check, live.counted)
+    callbacks = build_callbacks(config, ready, modules, interrupt, live, measuring)
     loggers = build_loggers(config, run, start.step if start else None)
     trainer = build_trainer(config, run, end_of(run, config, start), callbacks, loggers)
     if isinstance(trainer.strategy, DDPStrategy):
@@ -96,10 +98,11 @@ def build_job(config: Config, ready: Prepared, run: Path, start: ResumePoint | N
         ready=ready,
         trainer=trainer,
         module=module,
-        data=RunData(config, ready, interrupt),
+        data=RunData(config, ready, interrupt, live.counted),
         interrupt=interrupt,
         resume_state=resume_state,
         start=start,
+        live=live,
         measuring=measuring,
     )
 
@@ -107,18 +110,18 @@ def build_job(config: Config, ready: Prepared, run: Path, start: ResumePoint | N
 def build_callbacks(
     config: Config,
     ready: Prepared,
-    run: Path,
     modules: dict[str, nn.Module],
     interrupt: Interrupt,
-    resume_state: ResumeState,
+    live: Live,
     measuring: Measuring | None,
 ) -> list[pl.Callback]:
     """In the order that they have to stand in."""
-    metrics, ema = Metrics(run), config.ema
+    run, metrics, ema = live.run, live.progress.metrics, config.ema
     average = None
     if ema.schedule != "none":
         average = WeightAverage(modules, ema.schedule, ema.decay, ema.power)
     grid = grid_settings(config, ready.base, ready.resolution, run)
+    draw = live.timed(grid_drawer(config, ready), len(grid["prompts"]) * len(grid["seeds"]))
     evaluations = []
     if measuring is not None and (every := measuring.section.every):
         own = (measuring.while_training, measuring.over)
@@ -126,12 +129,13 @@ def build_callbacks(
     return [
         *([Profile(run, profiled_from(config))] if config.profile else []),
         *compiled_blocks(config, run),
+        Texts(config),
         Aside(put_aside(config, ready)),
         interrupt,
         metrics,
-        TrainingProgress(metrics),
+        live.progress,
         *([Average(average)] if average else []),
-        SampleGrid(run, config.samples.every, grid_drawer(config, ready), grid),
+        SampleGrid(run, config.samples.every, draw, grid),
         Snapshots(
             run,
             modules,
@@ -141,7 +145,8 @@ def build_callbacks(
             ema=average.state_dict if average else None,
         ),
         *evaluations,
-        resume_state,
+        live.state,
+        live,
     ]
 
 

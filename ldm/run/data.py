@@ -15,7 +15,7 @@ from ldm.data.masks import with_masks
 from ldm.models.base import BaseModel
 from ldm.run.plan import class_settings, prior_folder
 from ldm.run.prepare import Prepared
-from ldm.run.progress import counted, logged
+from ldm.run.progress import CLASS_IMAGES, Counted, counted, logged
 from ldm.run.subjects import class_prompts
 from ldm.run.transform import bucket_line, square_transform, subject_transform
 from ldm.sampling.live import LiveClassImages, Ring
@@ -30,12 +30,15 @@ class RunData(pl.LightningDataModule):
     """Class images, latents, training stream.
 
     All is made in `setup`, since only then does each process know its rank, and so its share of
-    the class images.
+    the class images. counted: shows how far it is.
     """
 
-    def __init__(self, config: Config, ready: Prepared, interrupt: Interrupt) -> None:
+    def __init__(
+        self, config: Config, ready: Prepared, interrupt: Interrupt, counted: Counted = counted
+    ) -> None:
         super().__init__()
         self.config, self.ready, self.interrupt = config, ready, interrupt
+        self.counted = counted
         self.subjects: list[Source] = []
         self.classes: list[Source] = []
 
@@ -142,7 +145,8 @@ class RunData(pl.LightningDataModule):
 
     def _made(self, prior: Prior, prompt: str, device: torch.device) -> list[Path]:
         ready, trainer = self.ready, self._trainer
-        with counted("class images made", self.interrupt.check) as report:
+        batch = prior.sampling_batch
+        with self.counted("class images made", self.interrupt.check, CLASS_IMAGES, batch) as report:
             make_class_images(
                 self._maker(ready.base.to(device), prior, prompt),
                 prior.count,
@@ -161,7 +165,7 @@ class RunData(pl.LightningDataModule):
         self, pictures: list[Path], transform: Transform, device: torch.device, title: str
     ) -> Latents:
         cache, base = self.config.data.cache, self.ready.base
-        with counted(title, self.interrupt.check) as report:
+        with self.counted(title, self.interrupt.check) as report:
             return encode_pictures(
                 base.vae,
                 base.vae_fingerprint,

@@ -39,7 +39,7 @@ from ldm.objective import NoiseSchedule
 from ldm.run.device import precision_of
 from ldm.run.instruments import Instruments, questions_of
 from ldm.run.prepare import Prepared
-from ldm.run.progress import counted
+from ldm.run.progress import DRAWING, MEASURING, Counted, counted
 from ldm.run.settings import sampling_settings
 from ldm.run.sheet import readable
 from ldm.run.subjects import subjects_of
@@ -105,7 +105,8 @@ class Evaluator:
     folder: of the run's own pictures, FOLDER/step-000300/...; root: of those of untouched bases,
     which runs share (the run has links to them). untouched: loads the base, on the device that it
     is to draw on. check: called now and then; what it raises ends the work, and costs no more than
-    a batch of pictures. UserError: none of the subject's pictures can be read.
+    a batch of pictures. counted: shows how far it is. UserError: none of the subject's pictures can
+    be read.
     """
 
     def __init__(
@@ -116,9 +117,10 @@ class Evaluator:
         root: Path,
         untouched: Callable[[], BaseModel],
         check: Callable[[], None],
+        counted: Counted = counted,
     ) -> None:
         self.task, self.folder, self.root = task, folder, root
-        self.untouched, self.check = untouched, check
+        self.untouched, self.check, self.counted = untouched, check, counted
         paths = [*task.training, *task.heldout]
         found = {path: picture for path in paths for picture in readable([path])}
         training = [found[path] for path in task.training if path in found]
@@ -160,7 +162,7 @@ class Evaluator:
     def floor(self) -> Scores:
         """What two draws of the untouched base differ by."""
         base = self.base()
-        with counted("second draw measured", self.check) as progress:
+        with self.counted("second draw measured", self.check, MEASURING) as progress:
             return floor_of(self.measurer.measure(self.folder / AGAIN, base, progress=progress))
 
     def measure(self, name: str, model: BaseModel, fingerprint: str, title: str) -> Measured:
@@ -176,7 +178,8 @@ class Evaluator:
         self, folder: Path, model: BaseModel, asked: list[Asked], title: str, weights: str = ""
     ) -> None:
         own = f"{self.folder.resolve().parent.name} {folder.name}"
-        with counted(title, self.check) as progress:
+        batch = self.task.sampling["batch"]
+        with self.counted(title, self.check, DRAWING, batch) as progress:
             draw(
                 folder,
                 model,
@@ -191,7 +194,7 @@ class Evaluator:
     def _measure(
         self, folder: Path, model: BaseModel, base: Measured | None, title: str = "base measured"
     ) -> Measured:
-        with counted(title, self.check) as progress:
+        with self.counted(title, self.check, MEASURING) as progress:
             losses = partial(self._losses_of, model)
             return self.measurer.measure(folder, base, losses=losses, progress=progress)
 

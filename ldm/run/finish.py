@@ -13,6 +13,7 @@ from ldm.errors import UserError
 from ldm.evaluation.metrics import Score
 from ldm.evaluation.terms import figure, in_order, interval, term
 from ldm.run.job import Job
+from ldm.run.loggers import log_end
 from ldm.run.measuring import write_report_or_warn
 from ldm.run.prepare import Prepared
 from ldm.run.settings import grid_settings
@@ -67,11 +68,14 @@ def conclude(config: Config, run: Path, ready: Prepared, job: Job) -> bool:
     try:
         with job.interrupt.listening():
             try_sheet(config, run, ready, step)
+            result: dict[str, Any] = {}
             if job.measuring is not None:
                 job.interrupt.check()
                 result, numbers = job.measuring.at_the_end(device, step)
                 log_numbers(job.trainer, numbers)
-                write_report_or_warn(run)
+            log_end(config, run, job.trainer, result, job.live.progress.metrics.latest)
+            job.live.over = write_report_or_warn(run)
+            if result:
                 print_result(result, step, Console())
     except Interrupted:
         log.warning("%s", again)

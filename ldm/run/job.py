@@ -10,6 +10,7 @@ from ldm.checkpoint import ResumePoint
 from ldm.config import Config
 from ldm.errors import UserError
 from ldm.run.data import RunData
+from ldm.run.live import Live
 from ldm.run.measuring import Measuring
 from ldm.run.prepare import Prepared
 from ldm.run.trouble import out_of_memory_message
@@ -32,15 +33,19 @@ class Job:
     interrupt: Interrupt
     resume_state: ResumeState
     start: ResumePoint | None  # what to go on from
+    live: Live  # shows how far it is
     measuring: Measuring | None = None  # where there is something to be measured
 
     def __enter__(self) -> "Job":
         return self
 
-    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, *_: object
+    ) -> None:
+        self.live.stopped(error)
         for logger in self.trainer.loggers:
             assert isinstance(logger, Guarded), "make_trainer wraps each"
-            logger.close(failed=error is not None)
+            logger.close(failed=kind is not None)
 
     def fit(self) -> bool:
         """Train. False where the user stopped it before its end, with all that it had learnt saved.

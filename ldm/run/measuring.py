@@ -20,6 +20,7 @@ from ldm.models.base import BaseModel
 from ldm.run.evaluate import FOLDER, Evaluator, task_of
 from ldm.run.instruments import load_instruments
 from ldm.run.prepare import Prepared
+from ldm.run.progress import Counted, counted
 from ldm.run.results import (
     Loaded,
     curves_of,
@@ -44,14 +45,20 @@ class Measuring:
     """Measures the snapshots of a run with the networks of `ready.base`.
 
     check: called now and then; what it raises ends the work, which goes on from there the next
-    time. To be made where `config.evaluation` is not None.
+    time. counted: shows how far it is. To be made where `config.evaluation` is not None.
     """
 
     def __init__(
-        self, config: Config, ready: Prepared, run: Path, check: Callable[[], None] = lambda: None
+        self,
+        config: Config,
+        ready: Prepared,
+        run: Path,
+        check: Callable[[], None] = lambda: None,
+        counted: Counted = counted,
     ) -> None:
         assert config.evaluation is not None
         self.config, self.ready, self.run, self.check = config, ready, run, check
+        self.counted = counted
         self.section = config.evaluation
         self.instruments = ready.instruments
         self._evaluator: Evaluator | None = None
@@ -70,7 +77,6 @@ class Measuring:
         if path := self._snapshots().get(step):
             measured = self._measure(step, read_manifest(path), device)
             self._write(device, step)
-            write_report_or_warn(self.run)
         elif (before := read_all(self.run, step)[1].get(step)) is not None:
             measured = before
         else:
@@ -164,6 +170,7 @@ class Measuring:
                 Path(self.section.root),
                 lambda: self._untouched(device),
                 self.check,
+                self.counted,
             )
         return self._evaluator
 
@@ -173,9 +180,11 @@ class Measuring:
         return base.to(device)
 
 
-def write_report_or_warn(run: Path) -> None:
-    """Write report.html and report.png; a failure is no more than a warning."""
+def write_report_or_warn(run: Path) -> bool:
+    """Write report.html and report.png; a failure is no more than a warning, and False."""
     try:
         write_report(run)
     except Exception as error:
         log.warning("no report in %s: %s: %s", run, type(error).__name__, error)
+        return False
+    return True

@@ -20,6 +20,7 @@ from ldm.evaluation.pictures import ABOUT as PICTURES
 from ldm.evaluation.pictures import HALVES, KINDS
 from ldm.evaluation.rows import places_of
 from ldm.evaluation.select import select, should_stop, verdict
+from ldm.evaluation.terms import HEADLINES, figure, full_name, term
 from ldm.export import ABOUT, adapter_files, export_folder
 from ldm.models.adapters import Adapter
 from ldm.models.base import BaseModel
@@ -32,6 +33,7 @@ from ldm.sampling.metadata import versions
 log = logging.getLogger(__name__)
 
 RESULT, EXPORT, REPORTS = EVALUATIONS[0], "export", ("report.html", "report.png")
+LINE = 4  # metrics in a line
 
 
 def step_name(step: int) -> str:
@@ -206,6 +208,20 @@ def row_of(scores: Scores) -> dict[str, float]:
     return {column: value for column, value in found.items() if value is not None}
 
 
+def headline(run: Path, step: int) -> str:
+    """What to look at first of a step beside the base, in a line; "" where it is not measured."""
+    result = read_json(run / RESULT)
+    if not isinstance(result, dict) or str(step) not in result.get("snapshots", {}):
+        return ""
+    base, scores = result["base"], result["snapshots"][str(step)]
+    first = [next((m for m in line if m in scores), None) for line in HEADLINES]
+    told = []
+    for metric in [metric for metric in dict.fromkeys(first) if metric and metric in base][:LINE]:
+        shown = [figure(one[metric]["value"], term(metric).share) for one in (scores, base)]
+        told.append(f"{full_name(metric)} {shown[0]} (base {shown[1]})")
+    return f"step {step}: {', '.join(told)}"
+
+
 def curves_of(scores: Scores) -> dict[str, float]:
     """Every metric's value, for the loggers."""
     return {metric: score["value"] for metric, score in scores.items()}
@@ -243,15 +259,18 @@ def export_chosen(
 
 
 def lacking(run: Path, evaluation: Evaluation | None, last: int) -> list[str]:
-    """What a finished run lacks of what `evaluation` asks for."""
+    """What a finished run lacks: its report, and what `evaluation` asks for.
+
+    report.png is written at the end alone, report.html in the middle too.
+    """
+    missing = [name for name in REPORTS if not (run / name).exists()]
     if evaluation is None:
-        return []
+        return missing
     result = read_json(run / RESULT)
     if not isinstance(result, dict):
         return [RESULT]
     if evaluation.final and str(last) not in result.get("snapshots", {}):
         return [RESULT]
-    missing = [name for name in REPORTS if not (run / name).exists()]
     chosen = result.get("chosen")
     if evaluation.export and chosen is not None:
         about = read_json(run / EXPORT / ABOUT) or {}

@@ -169,10 +169,11 @@ class ResumeState(StepCallback):
     """Writes RUN/resume.ckpt every so many steps, after the last, and when training is to stop.
 
     It is to stop when the user asks for it, or when `trainer.should_stop` is set by whatever in
-    whichever process. every: 0 for only then. To stand last in the list of callbacks, so that what
-    it records (metrics, snapshots) is there already. After `trainer.fit`, `stopped_at` is the step
-    at which the run was stopped, None when it went to its end. Before the first step it warns where
-    the disk has no room for the next state and snapshot.
+    whichever process. every: 0 for only then. To stand after all callbacks that write something, so
+    that what it records (metrics, snapshots) is there already. After `trainer.fit`, `stopped_at` is
+    the step at which the run was stopped, None when it went to its end; `saved` is the last step
+    that was saved. Before the first step it warns where the disk has no room for the next state and
+    snapshot.
 
     What ends training by an exception has the last complete step saved: `Interrupted`, and where no
     other process has to take part any other. `failure` is what prevented that.
@@ -187,7 +188,7 @@ class ResumeState(StepCallback):
         self.failure: Exception | None = None
         self._stop = False  # by `trainer.should_stop`
         self._complete = -1  # the last step with which all callbacks were through; -1: not training
-        self._saved = 0  # the last step that was saved
+        self.saved = 0  # the last step that was saved
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -209,7 +210,7 @@ class ResumeState(StepCallback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        self._complete = self._saved = trainer.global_step
+        self._complete = self.saved = trainer.global_step
         if trainer.is_global_zero:
             state, snapshot = state_bytes(pl_module, trainer.optimizers), 0
             callbacks = trainer.callbacks  # type: ignore[attr-defined]
@@ -252,14 +253,14 @@ class ResumeState(StepCallback):
         if not getattr(pl_module, "weights_are_whole", True):
             log.warning("step %d was half done: not saved", step + 1)
             return
-        is_new = step > self._saved
+        is_new = step > self.saved
         try:
             if is_new:
                 self._save(trainer)
         except Exception as error:
             self.failure = error
             if not interrupted:  # else it is all that went wrong, and up to the caller
-                log.error("the steps from %d on are lost: %s", self._saved + 1, error)
+                log.error("the steps from %d on are lost: %s", self.saved + 1, error)
             return
         if interrupted and step > 0:
             self._stopped(trainer, step)
@@ -279,7 +280,7 @@ class ResumeState(StepCallback):
         failure = None
         try:
             trainer.save_checkpoint(self.run / NEWEST)
-            self._saved = trainer.global_step
+            self.saved = trainer.global_step
         except Exception as error:
             failure = error
             trainer.strategy.barrier("resume state")  # where the others wait within the call

@@ -1,7 +1,7 @@
 """Loggers that cannot stop training."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,38 @@ class Guarded(Logger):
 
         self._try(give)
 
+    def log_text(self, name: str, text: str, step: int) -> None:
+        """Give a text in Markdown to TensorBoard; W&B has what it says as its config."""
+        if isinstance(board := self.logger, TensorBoardLogger):
+            self._try(lambda: board.experiment.add_text(name, text, step))
+
+    def log_separation(
+        self, name: str, labels: Sequence[bool], scores: Sequence[float], step: int
+    ) -> None:
+        """Give TensorBoard precision and recall of telling `labels` by a threshold on `scores`.
+
+        Scores are cut to [0, 1], where TensorBoard has its thresholds.
+        """
+        if isinstance(board := self.logger, TensorBoardLogger):
+            shown = np.clip(np.asarray(scores, np.float64), 0, 1)
+            truth = np.asarray(labels, bool)
+            self._try(lambda: board.experiment.add_pr_curve(name, truth, shown, step))
+
+    def log_end(self, settings: Mapping[str, Any], metrics: Mapping[str, float], step: int) -> None:
+        """Give TensorBoard what a run was told beside what came of it, for its hparams tab."""
+        if isinstance(board := self.logger, TensorBoardLogger):
+            self._try(lambda: board.log_hyperparams({**settings}, {**metrics}, step))
+
+    def log_table(self, name: str, columns: list[str], rows: list[list[Any]], step: int) -> None:
+        """Give W&B a table."""
+        if isinstance(wandb := self.logger, WandbLogger):
+            self._try(lambda: wandb.log_table(name, columns, rows, step=step))
+
+    def log_model(self, folder: Path, step: int, about: Mapping[str, Any]) -> None:
+        """Give W&B a model's folder as an artifact, without a copy; offline for `wandb sync`."""
+        if isinstance(self.logger, Wandb):
+            self._try(partial(self.logger.log_model, folder, step, about))
+
     def save(self) -> None:
         self._try(self.logger.save)
 
@@ -88,9 +120,11 @@ class Guarded(Logger):
         self._try(lambda: self.logger.finalize(status))
 
     def close(self, failed: bool) -> None:
-        """Nothing comes after it; a logger that holds a service open (W&B) ends it."""
+        """Nothing comes after it: all is written, and a service that is held open (W&B) ended."""
         if isinstance(self.logger, Wandb):
             self._try(partial(self.logger.close, failed))
+        else:
+            self._try(partial(self.logger.finalize, "failed" if failed else "success"))
 
 
 class Wandb(WandbLogger):
@@ -126,6 +160,15 @@ class Wandb(WandbLogger):
         if self._experiment is not None and is_writer():
             self._experiment.finish(exit_code=int(failed))
             self._experiment = None
+
+    def log_model(self, folder: Path, step: int, about: Mapping[str, Any]) -> None:
+        """See `Guarded.log_model`."""
+        import wandb
+
+        name = f"{self.experiment.id}-model"
+        artifact = wandb.Artifact(name, type="model", metadata={**about, "step": step})
+        artifact.add_dir(str(folder), policy="immutable")  # else each file is copied first
+        self.experiment.log_artifact(artifact, aliases=["latest", f"step-{step}"])
 
     def _fall_back(self, error: Exception) -> None:
         import wandb

@@ -1,73 +1,90 @@
 """How far training is: a bar on a terminal, now and then a log line anywhere else."""
 
-import logging
 import math
 import time
-from datetime import timedelta
+from collections import deque
+from collections.abc import Callable
+from contextlib import ExitStack
 
 import pytorch_lightning as pl
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from ldm.training.display import Bar, Display
+from ldm.training.evaluation import Evaluations
 from ldm.training.metrics import Metrics
-from ldm.training.steps import StepCallback
+from ldm.training.steps import StepCallback, times_due
 
-log = logging.getLogger(__name__)
+WINDOW = 50  # steps whose mean pace is that of those to come
 
 
 class TrainingProgress(StepCallback):
     """Step, losses and time left.
 
-    A Rich bar when `console` (default: standard error) is a terminal, else a log line at about
-    every tenth of the steps. The numbers are `metrics.latest`; to stand after Metrics.
+    On a terminal a bar of `display`, else a log line at about every tenth of the steps, and every
+    TEN_MINUTES. The numbers are `metrics.latest`; to stand after Metrics. beyond: seconds that the
+    run will take for anything but training's own steps, grids and saves; None: not known.
     """
 
-    def __init__(self, metrics: Metrics, console: Console | None = None) -> None:
+    TEN_MINUTES = 600.0
+
+    def __init__(
+        self,
+        metrics: Metrics,
+        display: Display | None = None,
+        beyond: Callable[[], float | None] = lambda: None,
+    ) -> None:
         super().__init__()
         self.metrics = metrics
-        self.console = console or Console(stderr=True)
-        self._bar: Progress | None = None
-        self._task = TaskID(0)
-        self._began = 0.0
-        self._first = 0
+        self.display = display or Display()
+        self.beyond = beyond
+        self._held = ExitStack()
+        self._bar: Bar | None = None
+        self._told = 0.0  # when the last log line was written
+        self._busy: deque[tuple[int, float]] = deque(maxlen=WINDOW + 1)  # step, seconds up to it
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        self._began, self._first = time.monotonic(), trainer.global_step
-        if trainer.is_global_zero and self.console.is_terminal:
-            self._bar = Progress(
-                TextColumn("training"),
-                BarColumn(),
-                TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-                TextColumn("{task.fields[losses]}"),
-                TimeElapsedColumn(),
-                TextColumn("{task.fields[left]} left"),
-                console=self.console,
-            )
-            self._task = self._bar.add_task(
-                "", total=trainer.max_steps, completed=self._first, losses="", left="-:--:--"
-            )
-            self._bar.start()
+        self._told = time.monotonic()
+        self._busy.clear()
+        if trainer.is_global_zero:
+            own = self.display.bar("step", trainer.max_steps, trainer.global_step)
+            self._bar = self._held.enter_context(own)
 
     def on_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
-        if not trainer.is_global_zero:
+        if self._bar is None:
             return
-        if self._bar is not None:
-            self._bar.update(
-                self._task,
-                completed=step,
-                losses=self._losses(),
-                left=str(self._left(step, trainer.max_steps)),
-            )
-        elif step % max(1, math.ceil(trainer.max_steps / 10)) == 0 or step == trainer.max_steps:
-            left = self._left(step, trainer.max_steps)
-            log.info("step %d/%d, %s, %s left", step, trainer.max_steps, self._losses(), left)
+        spent = sum(one.spent for one in step_callbacks(trainer))
+        self._busy.append((step, time.perf_counter() - spent))  # from step 1 on: that warms up
+        left = self.left(trainer)
+        beyond = self.beyond()
+        whole = left + beyond if left is not None and beyond else None  # 0: it would be `left`
+        told = (step, trainer.max_steps, left, whole, self.losses())
+        if self.display.bars is not None:
+            self._bar.update(*told)
+        elif self._is_due(step, trainer.max_steps):
+            self._told = time.monotonic()
+            self._bar.tell(*told)
 
-    def _left(self, step: int, steps: int) -> timedelta:
-        per_step = (time.monotonic() - self._began) / max(1, step - self._first)
-        return timedelta(seconds=round(per_step * (steps - step)))
+    def left(self, trainer: pl.Trainer) -> float | None:
+        """Seconds that the steps to come will take with their grids, snapshots and saves.
 
-    def _losses(self) -> str:
+        As the newest WINDOW steps took, and the last of each of the others. None before two steps.
+        """
+        if len(self._busy) < 2:
+            return None
+        (first, then), (step, now) = self._busy[0], self._busy[-1]
+        last = trainer.max_steps
+        seconds = (last - step) * (now - then) / (step - first)
+        for one in step_callbacks(trainer):
+            if one.took is not None and not isinstance(one, Evaluations):  # that is `beyond`
+                seconds += one.took * times_due(step, last, one.every)
+        return seconds
+
+    def _is_due(self, step: int, steps: int) -> bool:
+        tenth = step % max(1, math.ceil(steps / 10)) == 0 or step == steps
+        return tenth or time.monotonic() - self._told > self.TEN_MINUTES
+
+    def losses(self) -> str:
+        """Those of the newest step, in words; "" before the first."""
         names = {"loss": "loss", "loss/instance": "instance", "loss/prior": "prior"}
         latest = self.metrics.latest
         return " ".join(
@@ -83,6 +100,11 @@ class TrainingProgress(StepCallback):
         self._stop()
 
     def _stop(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+        self._held.close()
+        self._bar = None
+
+
+def step_callbacks(trainer: pl.Trainer) -> list[StepCallback]:
+    """Those of the trainer's callbacks that act once per step."""
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    return [one for one in callbacks if isinstance(one, StepCallback)]

@@ -59,7 +59,7 @@ class SampleGrid(StepCallback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         if trainer.global_step == 0 and self.every > 0:
-            self.on_step(trainer, pl_module, 0)
+            self.act(trainer, pl_module, 0)
 
     def on_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
         if not is_due(step, self.every, trainer):

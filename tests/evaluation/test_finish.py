@@ -360,9 +360,11 @@ def test_sheet_and_report_that_fail_cost_nothing_else(
         fail_in(measuring, "write_report", full, patch)
         run = place.train("neither")
     assert "sheet.png" in caplog.text and "no report" in caplog.text
-    assert (run / "evaluation.json").exists() and not (run / "report.html").exists()
+    assert (run / "evaluation.json").exists() and not (run / "report.png").exists()
+    assert "training is complete, what comes after it is not" in (run / "report.html").read_text()
     assert main.main(["--resume", str(run)]) == 0
-    assert (run / "report.html").exists() and (run / "sheet.png").exists()
+    assert (run / "report.png").exists() and (run / "sheet.png").exists()
+    assert "what comes after it is not" not in (run / "report.html").read_text()
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,19 @@
 """W&B that cannot be reached: the run is kept offline, nothing is asked, nobody waits for long."""
 
+import json
+import logging
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from ldm.config import Config
-from ldm.run.loggers import build_loggers, wandb_id
+from ldm.run.loggers import build_loggers, log_end, wandb_id
 from ldm.training.loggers import Guarded, Wandb
 from tests.workspace import Workspace
 
@@ -98,6 +102,40 @@ def test_a_resumed_run_is_the_same_one(tmp_path: Path) -> None:
     options = [build_loggers(config, run, start)[1]._wandb_init for start in (None, 400)]  # type: ignore[attr-defined]
     assert [(o["id"], o["resume"]) for o in options] == [(run.name, "allow")] * 2
     assert wandb_id(tmp_path / "my run: 50%?") == "my-run--50--"
+
+
+@pytest.mark.parametrize("gib", [1.0, 1e-9])
+def test_what_came_of_a_run_is_kept_offline(
+    tmp_path: Path, gib: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The table of metrics; the export as an artifact where it is no larger than asked for."""
+    caplog.set_level(logging.INFO)
+    run = tmp_path / "2026-01-31T10-20-30_robot"
+    (run / "export/unet").mkdir(parents=True)
+    (run / "export/unet/weights.safetensors").write_bytes(b"0" * 2000)
+    (run / "export/dreambooth.json").write_text('{"identifier": "sks"}')
+    config = Config()
+    config.logger.wandb = config.logger.offline = True
+    config.logger.artifact_gib = gib
+    (_, logger) = build_loggers(config, run, None)
+    guarded = Guarded(logger)
+    trainer: Any = SimpleNamespace(loggers=[guarded], global_step=2)
+    numbers = {"subject/identity": {"value": 0.5, "low": 0.4, "high": 0.6, "n": 4}}
+    result = {"base": numbers, "snapshots": {"1": numbers, "2": numbers}, "chosen": 1}
+    log_end(config, run, trainer, result, {"loss": 1.0})
+    assert not guarded.dropped, caplog.text
+    guarded.close(failed=False)
+    (folder,) = (run / "wandb").glob("offline-run-*")
+    (table,) = folder.glob("files/media/table/*.json")
+    rows = json.loads(table.read_text())["data"]
+    assert [row[:5] for row in rows][1] == [
+        *("subject/identity", "recognised as the subject", "step 1", True, 0.5)
+    ]
+    assert [row[2] for row in rows] == ["base", "step 1", "step 2"]
+    (written,) = (path.read_bytes() for path in folder.glob("*.wandb"))
+    named = [name in written for name in (b"_robot-model", b"weights.safetensors", b"step-1")]
+    assert named == [gib == 1] * 3
+    assert ("more than logger.artifact_gib=1e-09: W&B does not get it" in caplog.text) == (gib < 1)
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import (
 from ldm.checkpoint import list_snapshots
 from ldm.sampling.metadata import read_settings
 from ldm.training import Average, Metrics, SampleGrid, TrainingProgress, make_trainer
+from ldm.training.display import Display
 from ldm.training.metrics import COLUMNS, EVALUATED, keep_rows, peak_memory_gib
 from ldm.training.samples import undisturbed
 from tests.training.job import build_module, train
@@ -179,7 +180,7 @@ def test_progress_is_a_bar_on_a_terminal_only(
     base, stream = tiny_base_folder("eps"), io.StringIO()
     metrics = Metrics(tmp_path / "other")
     terminal = Console(file=stream, force_terminal=True, width=120)
-    train(tmp_path, base, 3, extra=(metrics, TrainingProgress(metrics, terminal)))
+    train(tmp_path, base, 3, extra=(metrics, TrainingProgress(metrics, Display(terminal))))
     shown = stream.getvalue()
     assert "3/3" in shown and "loss" in shown and "left" in shown
 

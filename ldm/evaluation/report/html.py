@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ldm.errors import UserError
 from ldm.evaluation.report import figures, plots, view
 from ldm.evaluation.report.data import BASE, RunFiles, number
+from ldm.evaluation.report.live import Status, sections
 from ldm.evaluation.report.table import gate_rows, metric_groups
 
 if TYPE_CHECKING:
@@ -33,19 +34,25 @@ def render(template: str, **values: Any) -> str:
     return environment.get_template(template).render(palette=plots.PALETTE, **values)
 
 
-def page(run: RunFiles) -> str:
-    """The whole report of a run; sections that nothing is known about are left out."""
+def page(run: RunFiles, status: Status | None = None) -> str:
+    """The whole report of a run; sections that nothing is known about are left out.
+
+    status: of a run that has not ended, whose page is written again and again: it shows the grids
+    drawn while training in the place of the pictures that are measured, which are many.
+    """
     steps, gates = gate_rows(run)
-    columns = view.columns(run)
+    columns = [] if status else view.columns(run)
     return render(
         "report.html.j2",
         title=title(run),
         subtitle=f"Report of run {run.name}",
         verdict=verdict(run),
+        **sections(run, status),
         reasons=run.evaluation.get("reasons") or [],
         **_subject(run),
         grid=_grid(run, columns),
         samples=[] if columns else _samples(run),
+        samples_count=len(run.samples),
         tradeoffs=[_svg(plot, "Fidelity against drift") for plot in figures.tradeoffs(run)],
         losses=[_svg(plot, "Loss over steps") for plot in figures.losses(run)],
         panels=[_svg(plot, "Metrics over steps") for plot in figures.panels(run)],
@@ -55,9 +62,9 @@ def page(run: RunFiles) -> str:
         gates=gates,
         gate_heads=heads(run, steps),
         advice=_advice(run, steps),
-        missing=missing(run),
+        missing=[] if status else missing(run),
         rates=_rates(run),
-        kept=_kept(run),
+        kept=[] if status else _kept(run),
         short_facts=[(_words(key), _text(run.facts[key])) for key in SHORT if key in run.facts],
         facts=_facts(run),
         config=run.config,

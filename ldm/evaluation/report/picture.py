@@ -7,10 +7,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ldm.errors import UserError
 from ldm.evaluation.report import figures, plots, view
-from ldm.evaluation.report.data import BASE, RunFiles
+from ldm.evaluation.report.data import RunFiles
 from ldm.evaluation.report.html import title, verdict
-from ldm.evaluation.report.table import NOTHING, cell
-from ldm.evaluation.terms import HEADLINES, full_name, in_order, term
+from ldm.evaluation.report.table import NOTHING, headlines
+from ldm.evaluation.terms import full_name
 from ldm.sampling.grid import Font, labelled_grid, wrapped
 
 WIDTH = 1600  # pixels
@@ -132,16 +132,12 @@ def _table(run: RunFiles, width: int) -> Image.Image | None:
         return None
     key = run.chosen if run.chosen in measured else measured[-1]
     assert key is not None
-    first = [next((m for m in line if m in run.scores(key)), None) for line in HEADLINES]
     step = f"step {key}" + (" (chosen)" if key == run.chosen else "")
     lines = [["", "base", step, "for scale"]]
-    for metric in in_order({metric for metric in first if metric}):
-        told = term(metric)
-        cells = [cell(k, run.scores(k).get(metric), told.share) for k in (BASE, key)]
-        limits = {n: (run.evaluation.get(n) or {}).get(metric) for n in ("ceiling", "floor")}
-        scale = next((f"{n} {cell(n, s, told.share).text}" for n, s in limits.items() if s), "")
-        shown = [c.text + (f" ({c.interval})" if c.interval else "") for c in cells]
-        lines.append([full_name(metric), *shown, scale])
+    for row in headlines(run, key):
+        scale = f"{row.limit_name} {row.limit.text}" if row.limit else ""
+        shown = [c.text + (f" ({c.interval})" if c.interval else "") for c in row.cells]
+        lines.append([full_name(row.metric), *shown, scale])
     return _drawn_table(lines, width)
 
 

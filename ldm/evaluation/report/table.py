@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ldm.evaluation.report.data import BASE, RunFiles, number
-from ldm.evaluation.terms import GROUPS, UP, Term, figure, in_order, interval, term
+from ldm.evaluation.terms import GROUPS, HEADLINES, UP, Term, figure, in_order, interval, term
 
 NOTHING = "–"
 
@@ -71,6 +71,20 @@ def metric_groups(run: RunFiles) -> list[tuple[str, str, list[Row]]]:
         limit = cell(name, limits[name][metric], told.share) if name else None
         groups.setdefault(told.group, []).append(Row(metric, told, cells, limit, name))
     return [(*GROUPS[group], rows) for group, rows in groups.items()]
+
+
+def headlines(run: RunFiles, key: str) -> list[Row]:
+    """What to look at first, of the base and of one snapshot."""
+    first = [next((m for m in line if m in run.scores(key)), None) for line in HEADLINES]
+    found = []
+    for metric in in_order({metric for metric in first if metric}):
+        told = term(metric)
+        cells = [cell(k, run.scores(k).get(metric), told.share) for k in (BASE, key)]
+        limits = {n: (run.evaluation.get(n) or {}).get(metric) for n in ("ceiling", "floor")}
+        name = next((name for name, score in limits.items() if score), "")
+        limit = cell(name, limits[name], told.share) if name else None
+        found.append(Row(metric, told, cells, limit, name))
+    return found
 
 
 @dataclass(frozen=True)

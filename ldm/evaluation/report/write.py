@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ldm.checkpoint.files import explain_disk_errors, flush, staging
 from ldm.evaluation.report.data import read_run
+from ldm.evaluation.report.live import Status
 
 HTML, PNG = "report.html", "report.png"
 
@@ -34,6 +35,20 @@ def write_report(
         sheet(files).save(staged, format="PNG", optimize=True)
         flush(staged)
     return [run / HTML, run / PNG]
+
+
+def write_live(run: Path, status: Status) -> Path:
+    """Write RUN/report.html of a run that has not ended, from what is there of it; return its path.
+
+    `write_report` takes its place at the end; RUN/report.png, of an earlier end, goes. UserError: as
+    `write_report`.
+    """
+    from ldm.evaluation.report.html import page
+
+    with explain_disk_errors(run / PNG):
+        (run / PNG).unlink(missing_ok=True)
+    write_text(run / HTML, page(read_run(run), status))
+    return run / HTML
 
 
 def write_text(path: Path, text: str) -> None:

@@ -37,6 +37,7 @@ from ldm.run.trained import load_untouched
 from ldm.run.transform import transform_of
 from ldm.run.trouble import ROOT
 from ldm.sampling.grid import labelled_grid
+from ldm.training.display import clock
 
 log = logging.getLogger(__name__)
 
@@ -239,19 +240,13 @@ def _say_cost(console: Console, cost: Cost, fits: bool, measured: bool) -> None:
         drawn = "as measured" if measured else "estimated from the step"
         _say(
             console,
-            f"time      about {_clock(cost.total)}: training {_clock(cost.training or 0)} "
+            f"time      about {clock(cost.total)}: training {clock(cost.training or 0)} "
             f"({cost.step:.2f} s a step, timed without the optimizer), "
-            f"drawing {_clock(cost.drawing or 0)} ({drawn})",
+            f"drawing {clock(cost.drawing or 0)} ({drawn})",
         )
     _say(console, *(f"memory    {line}" for line in cost.memory), f"disk      {cost.disk}")
     if not fits:
         _warn(console, ["no set of options is predicted to fit this device: take a smaller base"])
-
-
-def _clock(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _say(console: Console, *lines: str) -> None:
