@@ -131,7 +131,7 @@ def tracked_texts() -> list[Path]:
     made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if made.returncode:
         pytest.skip("not a git checkout")
-    suffixes = {".py", ".md", ".yaml", ".toml", ".txt", ".json", ".jsonl", ".csv", ""}
+    suffixes = {".py", ".md", ".ipynb", ".yaml", ".toml", ".txt", ".json", ".jsonl", ".csv", ""}
     paths = [ROOT / name for name in made.stdout.splitlines()]
     return [path for path in paths if path.suffix in suffixes and path.is_file()]
 
