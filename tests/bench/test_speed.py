@@ -8,7 +8,7 @@ from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from bench.speed.__main__ import as_record, merged, table
-from bench.speed.contenders import fp32_copy
+from bench.speed.contenders import fp32_copy, repeated
 from bench.speed.growing import anonymous_gib, of_its_own
 from bench.speed.measure import Numbers, in_turn, ratio_of, run, seconds_per_step, step_times
 from bench.speed.works import Row
@@ -103,3 +103,12 @@ def test_the_base_that_every_contender_can_load(
     for file in made.rglob("*.safetensors"):
         assert {str(tensor.dtype) for tensor in load_file(file).values()} == {"torch.float32"}
     assert json.loads((made / "text_encoder" / "config.json").read_text())["dtype"] == "float32"
+
+
+def test_pictures_are_repeated_in_turn(tmp_path: Path) -> None:
+    (tmp_path / "few").mkdir()
+    for number in range(5):
+        (tmp_path / "few" / f"{number}.png").write_bytes(bytes([number]))
+    made = repeated(tmp_path / "few", tmp_path / "many", 12)
+    contents = [file.read_bytes()[0] for file in sorted(made.iterdir())]
+    assert contents == [0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 0, 1]
