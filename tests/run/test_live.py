@@ -43,6 +43,7 @@ class Shown:
     run: Path
     pages: list[Page] = field(default_factory=list)
     statuses: list[Status] = field(default_factory=list)
+    left: list[dict[str, float | None]] = field(default_factory=list)  # seconds, by part
     live: Live | None = None
 
     def first(self, words: str) -> Page:
@@ -62,6 +63,7 @@ def collect(shown: Shown, patch: pytest.MonkeyPatch) -> None:
 
     def note(self: Live, going: bool) -> Status:
         shown.live = self
+        shown.left.append(self.left())
         return status_of(self, going)
 
     patch.setattr(Live, "SHARE", 1e9)
@@ -111,9 +113,14 @@ def test_a_page_is_there_from_the_start_on(shown: Shown) -> None:
 
 
 def test_time_left_is_told_by_part(shown: Shown) -> None:
-    early, later = shown.first("Training: step 0 of 4"), shown.first("Training: step 4 of 4")
-    assert "training, left about" in early.text and "evaluation, left about" in early.text
-    assert "training, left" not in later.text
+    early, later = (
+        next(n for n, one in enumerate(shown.statuses) if f"step {step} of 4" in one.doing)
+        for step in (0, 4)
+    )
+    assert shown.left[early].keys() == {"training", "evaluation"}, "no class image, no snapshot"
+    assert all(seconds and seconds > 0 for seconds in shown.left[early].values())
+    assert "training" not in shown.left[later] and "evaluation" in shown.left[later]
+    assert "to the end." in shown.pages[early].text
     assert all(status.share is None or 0 < status.share < 1 for status in shown.statuses)
     assert shown.live is not None
     ahead = shown.live.ahead

@@ -40,8 +40,8 @@ def write_report(
 def write_live(run: Path, status: Status) -> Path:
     """Write RUN/report.html of a run that has not ended, from what is there of it; return its path.
 
-    `write_report` takes its place at the end; RUN/report.png, of an earlier end, goes. UserError: as
-    `write_report`.
+    `write_report` takes its place at the end; RUN/report.png, of an earlier end, goes. UserError:
+    as `write_report`.
     """
     from ldm.evaluation.report.html import page
 
