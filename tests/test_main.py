@@ -168,7 +168,7 @@ def test_two_processes_share_the_work(place: Workspace) -> None:
     (two,) = place.logs.glob("*_two")
     (folder,) = (place.folder / "prior").iterdir()
     assert len(list(folder.glob("*.png"))) == 5
-    assert "class images made: 3" in made.stderr and "class images made: 2" in made.stderr
+    assert "class images made 3/3" in made.stderr and "class images made 2/2" in made.stderr
     one = place.train("one", prior__count=5)
     assert difference(one, two) < 2e-3, "but for rounding"
 
