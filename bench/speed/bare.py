@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from ldm.models.base import BaseModel, load_base
+from ldm.models.layout import lay_out_to_train
 from ldm.models.precision import autocast
 from ldm.models.unet import predict
 
@@ -60,17 +61,19 @@ def compiled(source: str, rounds: int, samples: int, pixels: int) -> dict[str, A
 def formats(source: str, rounds: int, samples: int, pixels: int) -> dict[str, Any]:
     """A step, and `samples` guided pictures in four steps, with weights of convolutions contiguous
     and channels last, in turn: seconds, and how many times as fast the first is."""
-    found = {}
+    found: dict[str, Any] = {}
     for what in ("step", "draw"):
         calls: list[Callable[[], None]] = []
         for layout in (torch.contiguous_format, torch.channels_last):
             base = load_base(source)
-            for network in (base.unet, base.vae):
+            call = (
+                stepper(base, samples, pixels, "fp32")
+                if what == "step"
+                else drawer(base, samples, 4)
+            )
+            for network in (base.unet, *([base.vae] if what == "draw" else [])):
                 nn.Module.to(network, memory_format=layout)  # type: ignore[call-overload]
-            if what == "step":
-                calls.append(stepper(base, samples, pixels, "fp32"))
-            else:
-                calls.append(drawer(base, samples, 4))
+            calls.append(call)
         for call in calls * 3:
             call()
         contiguous, last = _alternating(calls, rounds)
@@ -96,6 +99,7 @@ def stepper(
         networks += [base.vae.encoder, base.vae.quant_conv]
     else:
         del base.vae
+    lay_out_to_train(base.unet)
     for network in networks:
         network.requires_grad_(True).train()
     weights = [weight for network in networks for weight in network.parameters()]

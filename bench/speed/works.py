@@ -80,7 +80,7 @@ def compiled(place: Place, rounds: int, tell: Tell) -> list[Row]:
 
 
 def formats(place: Place, rounds: int, tell: Tell) -> list[Row]:
-    """Bare calls with contiguous convolutions, as they lie on a CPU, beside channels last."""
+    """Bare calls with contiguous convolutions, as training has them on a CPU, and channels last."""
     found = [contenders.bare(place, "formats", contenders.STEPS, 8, 64) for _ in range(rounds)]
     rows = []
     for what, work in (("step", "bare step, 64 px, 4 + 4, fp32"), ("draw", "bare drawing of 8")):

@@ -13,7 +13,7 @@ from PIL import Image
 from ldm.errors import UserError
 from ldm.models.base import load_base
 from ldm.models.quantised import Bits, saved_bytes
-from ldm.run import placing
+from ldm.run.memory import placing
 from ldm.run.memory.placing import (
     Drawing,
     Way,
