@@ -18,7 +18,6 @@ import torch
 from torch import nn
 
 from ldm.models.base import BaseModel, load_base
-from ldm.models.layout import lay_out_to_train
 from ldm.models.precision import autocast
 from ldm.models.unet import predict
 
@@ -59,12 +58,12 @@ def compiled(source: str, rounds: int, samples: int, pixels: int) -> dict[str, A
 
 
 def formats(source: str, rounds: int, samples: int, pixels: int) -> dict[str, Any]:
-    """A step, and `samples` guided pictures in four steps, with weights of convolutions contiguous
-    and channels last, in turn: seconds, and how many times as fast the first is."""
+    """A step, and `samples` guided pictures in four steps, with weights of convolutions channels
+    last and contiguous, in turn: seconds, and how many times as fast the first is."""
     found: dict[str, Any] = {}
     for what in ("step", "draw"):
         calls: list[Callable[[], None]] = []
-        for layout in (torch.contiguous_format, torch.channels_last):
+        for layout in (torch.channels_last, torch.contiguous_format):
             base = load_base(source)
             call = (
                 stepper(base, samples, pixels, "fp32")
@@ -76,8 +75,8 @@ def formats(source: str, rounds: int, samples: int, pixels: int) -> dict[str, An
             calls.append(call)
         for call in calls * 3:
             call()
-        contiguous, last = _alternating(calls, rounds)
-        ratios = [slow / quick for quick, slow in zip(contiguous, last, strict=True)]
+        last, contiguous = _alternating(calls, rounds)
+        ratios = [other / own for own, other in zip(last, contiguous, strict=True)]
         found |= {f"{what}_contiguous": statistics.median(contiguous),
                   f"{what}_last": statistics.median(last),
                   f"{what}_ratio": statistics.median(ratios)}  # fmt: skip
@@ -99,7 +98,6 @@ def stepper(
         networks += [base.vae.encoder, base.vae.quant_conv]
     else:
         del base.vae
-    lay_out_to_train(base.unet)
     for network in networks:
         network.requires_grad_(True).train()
     weights = [weight for network in networks for weight in network.parameters()]

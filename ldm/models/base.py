@@ -17,7 +17,7 @@ from ldm.models.files.single_file import read_single_file
 from ldm.models.fit import check_fit
 from ldm.models.folder import PARTS, SDXL_PARTS, check_parts, find_folder, fingerprint
 from ldm.models.kind import is_sdxl, zeroes_empty_prompt
-from ldm.models.layout import lay_out_to_draw
+from ldm.models.layout import lay_out
 from ldm.models.text import USUAL, Reading, TextEncoders
 from ldm.models.vae import fingerprint_of_vae
 from ldm.models.weights import load_weights
@@ -137,7 +137,7 @@ def load_base(
 ) -> BaseModel:
     """Load a base model from a folder, a hub id or a single file, on the CPU, in eval mode.
 
-    VAE and UNet lie in memory as drawing is fastest (`lay_out_to_draw`).
+    VAE and UNet lie in memory channels last (`lay_out`).
     `dtype` is that of text encoders and UNet; the VAE is float32 (see `BaseModel.to`). UserError:
     the folder or hub id cannot be had, a part is missing or damaged, weights and configuration do
     not fit each other exactly, or the model is neither a Stable Diffusion 1.x or 2.x nor SDXL.
@@ -157,7 +157,7 @@ def load_base(
     vae = load_weights(AutoencoderKL, folder / "vae", variant, torch_dtype=torch.float32)
     unet = load_weights(UNet2DConditionModel, folder / "unet", variant, torch_dtype=dtype)
     text_encoder = load_weights(CLIPTextModel, folder / "text_encoder", variant, dtype=dtype)
-    lay_out_to_draw(vae, unet)
+    lay_out(vae, unet)
     base = BaseModel(
         tokenizer=_load_tokenizer(folder / "tokenizer", text_encoder),
         text_encoder=text_encoder,
@@ -176,7 +176,7 @@ def load_base(
 
 def _from_single_file(source: str | Path, dtype: torch.dtype, choices: Choices) -> BaseModel:
     read = read_single_file(source, dtype, choices.tokenizer, choices.prediction_type, choices.ema)
-    lay_out_to_draw(read.parts["vae"], read.parts["unet"])
+    lay_out(read.parts["vae"], read.parts["unet"])
     base = BaseModel(
         **read.parts,
         scheduler=read.scheduler,

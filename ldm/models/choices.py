@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldm.errors import UserError
-from ldm.models.layout import lay_out_to_draw
+from ldm.models.layout import lay_out
 from ldm.models.text import USUAL, Reading
 from ldm.models.vae import fingerprint_of_vae, load_vae
 
@@ -73,7 +73,7 @@ def with_choices(base: "BaseModel", choices: Choices) -> "BaseModel":
     if choices.vae is not None:
         vae = load_vae(choices.vae, base.vae)
         own = fingerprint_of_vae(vae)
-        lay_out_to_draw(vae)
+        lay_out(vae)
         base = replace(
             base, vae=vae, vae_fingerprint=own, fingerprint=_joined(base.fingerprint, own)
         )

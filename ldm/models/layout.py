@@ -1,28 +1,17 @@
 """How the weights of convolutions lie in memory."""
 
-from collections.abc import Iterable
-
 import torch
 from torch import nn
 
 
-def lay_out_to_draw(*networks: nn.Module) -> None:
-    """Channels last, in place: forward passes are faster so, on CPUs as on CUDA's tensor cores.
+def lay_out(*networks: nn.Module) -> None:
+    """Put them channels last, in place.
 
-    https://docs.pytorch.org/tutorials/intermediate/memory_format_tutorial.html, and
-    `python -m bench.speed --only formats` for a CPU.
+    So convolutions are faster on CUDA's tensor cores
+    (https://docs.pytorch.org/tutorials/intermediate/memory_format_tutorial.html), and drawing is on
+    a CPU, where a training step is a little slower (`python -m bench.speed --only formats`). It is
+    the same for both: a snapshot that is measured again gives the same numbers to the last bit.
     """
-    _lay_out(networks, torch.channels_last)
-
-
-def lay_out_to_train(network: nn.Module) -> None:
-    """Channels last on a machine with CUDA; contiguous on others, where a training step is a little
-    faster so (the same command)."""
-    cuda = torch.cuda.is_available()
-    _lay_out([network], torch.channels_last if cuda else torch.contiguous_format)
-
-
-def _lay_out(networks: Iterable[nn.Module], to: torch.memory_format) -> None:
     for network in networks:
         # Not diffusers' own, which warns for nothing.
-        nn.Module.to(network, memory_format=to)  # type: ignore[call-overload]
+        nn.Module.to(network, memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -7,7 +7,6 @@ from torch import nn
 
 from ldm.models.adapters import Adapter
 from ldm.models.base import BaseModel
-from ldm.models.layout import lay_out_to_train
 from ldm.models.quantised import QuantisedLinear
 
 
@@ -30,8 +29,7 @@ def prepare_training(
     and recompute activations in the backward pass if `gradient_checkpointing`. All others are in
     eval mode without gradients. Without gradients are those layers, too, of a trained text encoder
     that nothing reads (`TextEncoders.unread`): weight decay would move them, and processes would
-    wait for their gradients. The UNet's convolutions lie as training is fastest
-    (`lay_out_to_train`).
+    wait for their gradients.
     """
     for part in (base.vae, *base.networks.values()):
         part.requires_grad_(False).eval()
@@ -43,7 +41,6 @@ def prepare_training(
         if any(parameter.dtype != dtype for parameter in module.parameters()):
             nn.Module.to(module, dtype)  # diffusers' own warns for nothing
         module.requires_grad_(True).train()
-    lay_out_to_train(base.unet)
     for encoder in base.text.encoders if text_encoder and gradient_checkpointing else ():
         encoder.gradient_checkpointing_enable()
     for encoder in base.text.encoders if embedding and not text_encoder and not adapters else ():
