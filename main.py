@@ -79,7 +79,7 @@ def train(args: argparse.Namespace) -> None:
             resume.check_unchanged(run, facts)
         for line in picture_warnings(config, ready) if first and not args.resume else ():
             log.warning("%s", line)
-        job = held.enter_context(build.build_job(config, ready, run, start))
+        job = build.build_job(config, ready, run, start)
         if first:
             if args.resume:
                 resume.go_on(run, config, facts, start)
@@ -87,6 +87,7 @@ def train(args: argparse.Namespace) -> None:
                 folder.create_run(run, config, facts)
                 held.enter_context(folder.claimed(run))
 
+        held.enter_context(job)  # last: it ends while the folder is claimed
         finished = job.fit()  # class images first: each process makes its share of them
         if finished and job.trainer.is_global_zero and finish.conclude(config, run, ready, job):
             print(*finish.report_lines(run), sep="\n")

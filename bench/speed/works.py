@@ -131,8 +131,8 @@ def _steps(name: str, found: Mapping[str, Sequence[Numbers]], target: float | No
         rows += [
             _row(name, peer, script, "s", target, True),
             _row(memory, peer, script, "GiB", None, False, "peak_gib"),
-            _row(f"{memory}, {LEANER}", peer, (found["lean"], found["script"]), "GiB", 0.7, False,
-                 "peak_gib"),
+            _row(f"{memory}, {LEANER}", f"{peer}, AdamW", (found["lean"], found["script"]), "GiB",
+                 0.7, False, "peak_gib"),
         ]  # fmt: skip
     return rows
 

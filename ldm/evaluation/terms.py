@@ -1,6 +1,7 @@
 """Metrics in words that need no manual, in the order they are told."""
 
 import re
+from collections.abc import Container
 from dataclasses import dataclass
 
 SPACES = {"oracle": "oracle", "dino": "DINO", "clip": "CLIP"}
@@ -130,6 +131,12 @@ def full_name(metric: str) -> str:
         return f"diversity, {told.name}"
     about = {"class": "class, ", "unrelated": "other things, "}.get(metric.split("/")[0], "")
     return about + told.name
+
+
+def first_of(metrics: Container[str]) -> list[str]:
+    """What to look at first of some metrics: of each line of HEADLINES the first that is there."""
+    first = [next((metric for metric in line if metric in metrics), None) for line in HEADLINES]
+    return list(dict.fromkeys(metric for metric in first if metric))
 
 
 def in_order(metrics: set[str]) -> list[str]:

@@ -20,8 +20,8 @@ class Ahead:
     is left out, and so is measuring until the first pictures are measured.
     """
 
-    def __init__(self, config: Config, ready: Prepared, run: Path, steps: int) -> None:
-        """steps: of training, that are not done."""
+    def __init__(self, config: Config, ready: Prepared, run: Path, done: int) -> None:
+        """done: steps of training that are behind the run."""
         prior, evaluation, training = config.prior, config.evaluation, config.training
         self._pictures = {CLASS_IMAGES: missing_class_images(config, ready)}
         self._sampler_steps = {CLASS_IMAGES: prior.steps if prior else 0}
@@ -31,13 +31,18 @@ class Ahead:
             self._pictures |= {DRAWING: drawing, MEASURING: drawing}
             self._sampler_steps[DRAWING] = evaluation.steps or config.sampling.steps
         samples = training.batch + (prior.batch if prior else 0)
-        every, grids = config.samples.every, 0
+        every, grids, steps = config.samples.every, 0, training.steps - done
         if every:
-            grids = (1 + steps // every) * len(config.samples.prompts) * config.samples.count
+            times = training.steps // every - done // every + (done == 0)  # one before the first
+            grids = times * len(config.samples.prompts) * config.samples.count
         # A guided sampler step is two passes of a picture; backward takes about two forward ones.
         self._training = steps * samples * 3 / 2 + grids * config.sampling.steps
         self._each: dict[str, float] = {}  # kind -> seconds a picture
         self._per_step: float | None = None  # seconds of a picture's sampler step
+
+    def training_begins(self) -> None:
+        """All class images are there, whichever process made them."""
+        self._pictures[CLASS_IMAGES] = 0
 
     def worked(self, work: Work) -> None:
         """Learn from what is at hand."""

@@ -73,8 +73,9 @@ def conclude(config: Config, run: Path, ready: Prepared, job: Job) -> bool:
                 job.interrupt.check()
                 result, numbers = job.measuring.at_the_end(device, step)
                 log_numbers(job.trainer, numbers)
-            log_end(config, run, job.trainer, result, job.live.progress.metrics.latest)
             job.live.over = write_report_or_warn(run)
+            job.live.concluded = True
+            log_end(config, run, job.trainer, result, job.live.progress.metrics.latest)
             if result:
                 print_result(result, step, Console())
     except Interrupted:

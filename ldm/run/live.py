@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -33,7 +34,8 @@ class Live(StepCallback):
     On the terminal through `display`, which all that counts shares, and on the run's page,
     report.html: that is written anew whenever there is something to see (a grid, a snapshot, a
     save, a measurement), and every HEARTBEAT seconds, but never for more than SHARE of the time.
-    A page that cannot be written is warned of, once. To stand last in the list of callbacks.
+    What cannot be shown is warned of, once, and costs the run nothing. To stand last in the list of
+    callbacks.
     """
 
     HEARTBEAT = 60.0
@@ -47,13 +49,14 @@ class Live(StepCallback):
         super().__init__()
         self.config, self.run, self.state = config, run, state
         self.display = Display()
-        self.ahead = Ahead(config, ready, run, config.training.steps - done)
+        self.ahead = Ahead(config, ready, run, done)
         self.progress = TrainingProgress(Metrics(run), self.display, self._beyond)
         self.counted = partial(counted, display=self.display, watch=self._watch)
-        self.over = False  # the report is written
+        self.concluded = False  # all that a run does is done
+        self.over = False  # and the report is written
         self._writes = is_first_process(config)
         self._trainer: pl.Trainer | None = None  # from the start of training on
-        self._step = done
+        self._step = self._done = done
         self._doing = "Getting ready"
         self._began = time.monotonic()
         self._written = -float("inf")  # when the page was
@@ -80,25 +83,29 @@ class Live(StepCallback):
         super().on_train_start(trainer, pl_module)
         self._trainer, self._step = trainer, trainer.global_step
         self._doing = f"Training: step {self._step} of {trainer.max_steps}"
-        self._note(self._step)
-        self._renew()
+        self.ahead.training_begins()
+        with self._harmless():
+            self._note(self._step)
+            self._renew()
 
     def on_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
         self._step, self._doing = step, f"Training: step {step} of {trainer.max_steps}"
         seen = [one for one in step_callbacks(trainer) if is_due(step, one.every, trainer)]
-        if seen:
-            self._note(step)
-        if seen or time.monotonic() - self._written > self.HEARTBEAT:
-            self._renew()
+        with self._harmless():
+            if seen:
+                self._note(step)
+            if seen or time.monotonic() - self._written > self.HEARTBEAT:
+                self._renew()
 
     def _watch(self, work: Work) -> float | None:
         self.ahead.worked(work)
-        if self._trainer is not None:  # a grid that was just drawn, before what is at hand
-            self._note_grid(self._trainer.global_step)
         done = f"{work.title}: {work.done} of {work.total}"
         self._doing = done[0].upper() + done[1:]
-        if time.monotonic() - self._written > self.HEARTBEAT:
-            self._renew()
+        with self._harmless():
+            if self._trainer is not None:  # a grid that was just drawn, before what is at hand
+                self._note_grid(self._trainer.global_step)
+            if time.monotonic() - self._written > self.HEARTBEAT:
+                self._renew()
         left = self.left().values()
         return None if None in left else sum(one for one in left if one is not None)
 
@@ -111,7 +118,10 @@ class Live(StepCallback):
             where = "training is complete, what comes after it is not"
         why = f"by an error: {' '.join(str(error).split())}" if error else "before its end"
         self._doing = f"Stopped {why} ({where})"
-        self._write(going=False)
+        if self.concluded:
+            self._doing = "The run is complete; its report could not be written"
+        with self._harmless():
+            self._write(going=False)
 
     def _note(self, step: int) -> None:
         """Have the display show what is new of a step."""
@@ -171,6 +181,15 @@ class Live(StepCallback):
         try:
             write_live(self.run, self._status(going))
             self._failing = False
+        finally:
+            self._written = time.monotonic()
+            self._took = self._written - began
+
+    @contextmanager
+    def _harmless(self) -> Iterator[None]:
+        """Inside, an error is a warning."""
+        try:
+            yield
         except Exception as error:
             if not self._failing:
                 log.warning(
@@ -178,8 +197,6 @@ class Live(StepCallback):
                     *(self.run, type(error).__name__, error),
                 )
             self._failing = True
-        self._written = time.monotonic()
-        self._took = self._written - began
 
     def _status(self, going: bool) -> Status:
         left = self.left() if going else {}
@@ -225,4 +242,5 @@ class Live(StepCallback):
             when = datetime.fromtimestamp((self.run / NEWEST).stat().st_mtime)
         except OSError:
             return "none yet: a run that is killed now starts over"
-        return f"after step {self.state.saved}, at {when:%H:%M:%S}; a kill costs the steps since"
+        saved = max(self.state.saved, self._done)
+        return f"after step {saved}, at {when:%H:%M:%S}; a kill costs the steps since"

@@ -17,13 +17,12 @@ from ldm.evaluation.measured import fidelity_of
 from ldm.evaluation.rows import places_of
 from ldm.evaluation.terms import HEADLINES, full_name, in_order
 from ldm.export import ABOUT
+from ldm.run.memory.prediction import GIB
 from ldm.run.results import EXPORT, read_all
 from ldm.run.settings import filled
 from ldm.training.loggers import Guarded, Wandb
 
 log = logging.getLogger(__name__)
-
-GIB = 2**30
 
 
 def build_loggers(config: Config, run: Path, start: int | None) -> list[Logger]:
@@ -95,8 +94,22 @@ def log_end(
     """Give the loggers what came of a run: settings beside it, a table, the exported model.
 
     result: what evaluation.json holds; empty where nothing is measured. losses: of the last step;
-    empty where none was made. The numbers are those of the chosen, else of the last, snapshot.
+    empty where none was made. The numbers are those of the chosen, else of the last, snapshot. A
+    failure is a warning.
     """
+    try:
+        _log_end(config, run, trainer, result, losses)
+    except Exception as error:
+        log.warning("not all that came of %s was logged: %s: %s", run, type(error).__name__, error)
+
+
+def _log_end(
+    config: Config,
+    run: Path,
+    trainer: pl.Trainer,
+    result: Mapping[str, Any],
+    losses: Mapping[str, float],
+) -> None:
     step = trainer.global_step
     snapshots = result.get("snapshots", {})
     chosen = result.get("chosen")

@@ -14,7 +14,7 @@ from ldm.config import Config
 from ldm.errors import UserError
 from ldm.evaluation.gates import REPORTING
 from ldm.evaluation.measured import Measured
-from ldm.evaluation.report import write_report
+from ldm.evaluation.report import is_report, write_report
 from ldm.models.adapters import exactly_mergeable, merged
 from ldm.models.base import BaseModel
 from ldm.run.evaluate import FOLDER, Evaluator, task_of
@@ -181,10 +181,10 @@ class Measuring:
 
 
 def write_report_or_warn(run: Path) -> bool:
-    """Write report.html and report.png; a failure is no more than a warning, and False."""
+    """Write report.html and report.png, and say whether the first is there; a failure is no more
+    than a warning."""
     try:
         write_report(run)
     except Exception as error:
         log.warning("no report in %s: %s: %s", run, type(error).__name__, error)
-        return False
-    return True
+    return is_report(run)

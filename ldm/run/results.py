@@ -20,7 +20,7 @@ from ldm.evaluation.pictures import ABOUT as PICTURES
 from ldm.evaluation.pictures import HALVES, KINDS
 from ldm.evaluation.rows import places_of
 from ldm.evaluation.select import select, should_stop, verdict
-from ldm.evaluation.terms import HEADLINES, figure, full_name, term
+from ldm.evaluation.terms import figure, first_of, full_name, term
 from ldm.export import ABOUT, adapter_files, export_folder
 from ldm.models.adapters import Adapter
 from ldm.models.base import BaseModel
@@ -214,9 +214,8 @@ def headline(run: Path, step: int) -> str:
     if not isinstance(result, dict) or str(step) not in result.get("snapshots", {}):
         return ""
     base, scores = result["base"], result["snapshots"][str(step)]
-    first = [next((m for m in line if m in scores), None) for line in HEADLINES]
     told = []
-    for metric in [metric for metric in dict.fromkeys(first) if metric and metric in base][:LINE]:
+    for metric in [metric for metric in first_of(scores) if metric in base][:LINE]:
         shown = [figure(one[metric]["value"], term(metric).share) for one in (scores, base)]
         told.append(f"{full_name(metric)} {shown[0]} (base {shown[1]})")
     return f"step {step}: {', '.join(told)}"

@@ -2,9 +2,12 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from ldm.errors import UserError
 
 
 class Adafactor(torch.optim.Adafactor):
@@ -25,6 +28,19 @@ class Adafactor(torch.optim.Adafactor):
         with _channels_last(p for group in self.param_groups for p in group["params"]):
             super().step()
         return loss
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """UserError: the state is of torch's own, which factors convolutions otherwise."""
+        super().load_state_dict(state_dict)
+        for parameter, state in self.state.items():
+            if parameter.dim() == 4 and "row_var" in state:
+                out, _, *pixels = parameter.shape
+                if state["row_var"].shape != (*pixels, out, 1):
+                    raise UserError(
+                        "the state of training.optimizer=adafactor was saved by an earlier version "
+                        "that factored convolutions otherwise: start the run anew, or go on with "
+                        "the version that began it"
+                    )
 
 
 @contextmanager

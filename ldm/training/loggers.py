@@ -138,6 +138,7 @@ class Wandb(WandbLogger):
     START_SECONDS = 20.0
     OFFLINE_SECONDS = 300.0  # to start offline: no network to wait for, perhaps a slow machine
     END_SECONDS = 120.0
+    BYTES_A_SECOND = 1e6  # of an upload, at the least
 
     def __init__(self, *, save_dir: Path, offline: bool = False, **options: Any) -> None:
         super().__init__(save_dir=save_dir, settings=self._limits(self.START_SECONDS), **options)
@@ -168,7 +169,9 @@ class Wandb(WandbLogger):
         name = f"{self.experiment.id}-model"
         artifact = wandb.Artifact(name, type="model", metadata={**about, "step": step})
         artifact.add_dir(str(folder), policy="immutable")  # else each file is copied first
-        self.experiment.log_artifact(artifact, aliases=["latest", f"step-{step}"])
+        sent = self.experiment.log_artifact(artifact, aliases=["latest", f"step-{step}"])
+        if not self._offline:  # END_SECONDS are for what is small
+            sent.wait(timeout=int(self.END_SECONDS + artifact.size / self.BYTES_A_SECOND))
 
     def _fall_back(self, error: Exception) -> None:
         import wandb

@@ -216,6 +216,11 @@ def test_adafactor_keeps_rows_and_columns_of_a_convolutions_channels(
     assert convolution.weight.grad.shape == convolution.weight.shape
     kept = ours.state[convolution.weight]
     assert kept["row_var"].numel() + kept["col_var"].numel() == 9 * (40 + 60)
+    ours.load_state_dict(ours.state_dict())
+    plain = torch.optim.Adafactor(convolution.parameters())
+    plain.step()
+    with pytest.raises(UserError, match="start the run anew"):
+        ours.load_state_dict({**ours.state_dict(), "state": plain.state_dict()["state"]})
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

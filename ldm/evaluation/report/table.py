@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ldm.evaluation.report.data import BASE, RunFiles, number
-from ldm.evaluation.terms import GROUPS, HEADLINES, UP, Term, figure, in_order, interval, term
+from ldm.evaluation.terms import GROUPS, UP, Term, figure, first_of, in_order, interval, term
 
 NOTHING = "–"
 
@@ -75,9 +75,8 @@ def metric_groups(run: RunFiles) -> list[tuple[str, str, list[Row]]]:
 
 def headlines(run: RunFiles, key: str) -> list[Row]:
     """What to look at first, of the base and of one snapshot."""
-    first = [next((m for m in line if m in run.scores(key)), None) for line in HEADLINES]
     found = []
-    for metric in in_order({metric for metric in first if metric}):
+    for metric in in_order(set(first_of(run.scores(key)))):
         told = term(metric)
         cells = [cell(k, run.scores(k).get(metric), told.share) for k in (BASE, key)]
         limits = {n: (run.evaluation.get(n) or {}).get(metric) for n in ("ceiling", "floor")}

@@ -37,6 +37,12 @@ def write_report(
     return [run / HTML, run / PNG]
 
 
+def is_report(run: Path) -> bool:
+    """Whether RUN/report.html is there, and not the page of a run that has not ended."""
+    file = run / HTML
+    return file.is_file() and 'http-equiv="refresh"' not in file.read_text("utf-8")
+
+
 def write_live(run: Path, status: Status) -> Path:
     """Write RUN/report.html of a run that has not ended, from what is there of it; return its path.
 

@@ -117,12 +117,15 @@ def training_memory(config: Config, ready: Prepared) -> Need:
 def _stepping(config: Config) -> Stepping:
     training = config.training
     copies = STEP_COPIES.get(training.optimizer, 0.0)
+    at_once = training.optimizer in ALL_AT_ONCE
     if kind_of_device(config) == "cpu":
         copies += STEP_COPIES_ON_CPU.get(training.optimizer, 0.0)
+    elif training.optimizer == "adamw" and precision_of(config) == "16-mixed":
+        copies, at_once = 1.0, True  # not fused with a gradient scaler: torch takes lists then
     low = training.weights == "bf16"
     return Stepping(
         copies + (AS_FLOAT32 if low else 0.0),
-        all_at_once=training.optimizer in ALL_AT_ONCE,
+        all_at_once=at_once,
         alone=low or training.fused_backward,
         in_backward=training.fused_backward,
     )
