@@ -20,6 +20,7 @@ from tensorboard.util import tensor_util
 import main
 from ldm.evaluation.measured import read_measured
 from ldm.evaluation.report import Status, write_live
+from ldm.evaluation.report.html import page as page_of
 from ldm.evaluation.rows import places_of
 from ldm.run.live import Live
 from ldm.run.progress import DRAWING, MEASURING
@@ -175,6 +176,40 @@ def test_a_page_that_cannot_be_written_costs_a_warning(
     run = place.train("poor")
     assert caplog.text.count("the run goes on: OSError: no room") == 1
     assert (run / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    "broken", ["live.headline", "loggers.flat"], ids=["a note", "what the loggers get"]
+)
+def test_what_cannot_be_shown_or_logged_costs_a_warning(
+    place: Workspace, broken: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"ldm.run.{broken}", fail)
+        run = place.train("poorer")
+    assert "OSError: no room" in caplog.text
+    page = read_page(run / "report.html")
+    assert refreshes(page) == [] and "Training is at step 2 of 2" in page.text
+
+
+@pytest.mark.parametrize(
+    ("part", "told"),
+    [("picture.sheet", "Training is at step 2"), ("html.page", "its report could not be written")],
+)
+def test_a_report_that_cannot_be_written_leaves_a_finished_page(
+    place: Workspace, part: str, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(run: Any, status: Status | None = None) -> str:
+        if status is None:
+            raise OSError("no room")
+        return page_of(run, status)
+
+    monkeypatch.setattr(f"ldm.evaluation.report.{part}", fail)
+    page = read_page(place.train("poorest") / "report.html")
+    assert refreshes(page) == [] and told in page.text and "Stopped" not in page.text
 
 
 @pytest.mark.parametrize("by", ["signal", "error"])
