@@ -86,6 +86,8 @@ ratio is the median over rounds. Where more is better it is peer / ours, where l
 ours / peer. "Bare networks" are forward, backward and optimizer of UNet and text encoder on tensors
 in memory (for pictures: UNet and VAE calls alone), the most that can be asked for. Memory of many
 class pictures and of saves is that which no file is mapped into, looked at 50 times a second.
+Times of one contender scatter by a tenth and more from round to round here, and so do ratios: one
+that beats the bare networks does not say more than that it is near them.
 
 | work | beside | ours | peer | ratio | target | met | date |
 |---|---|---|---|---|---|---|---|"""

@@ -10,7 +10,7 @@ from bench.speed.contenders import Place
 from bench.speed.measure import Numbers, in_turn, ratio_of
 
 Tell = Callable[[str], None]
-# Less memory with the same quality, as docs/speed.md has it.
+# Options that take less memory.
 LEAN = ("training.optimizer=adafactor", "model.gradient_checkpointing=true")
 LEANER = "Adafactor, checkpointing"
 
