@@ -107,6 +107,7 @@ class Display:
         finally:
             self._open -= 1
             if self.bars is not None and bar.task is not None:
+                self.bars.refresh()  # its last state is seen, however quick it was
                 self.bars.remove_task(bar.task)
                 if self._open == 0:
                     bars, self.bars = self.bars, None
