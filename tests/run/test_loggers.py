@@ -132,6 +132,7 @@ def test_what_came_of_a_run_is_kept_offline(
         *("subject/identity", "recognised as the subject", "step 1", True, 0.5)
     ]
     assert [row[2] for row in rows] == ["base", "step 1", "step 2"]
+    wandb.teardown()  # its service ends, with all of its records on the disk
     (written,) = (path.read_bytes() for path in folder.glob("*.wandb"))
     named = [name in written for name in (b"_robot-model", b"weights.safetensors", b"step-1")]
     assert named == [gib == 1] * 3
