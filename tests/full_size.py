@@ -236,6 +236,14 @@ class sample a step, gradient checkpointing).
 |---|---|---|"""
 
 
+def with_result(known: list[dict[str, Any]], result: dict[str, Any]) -> list[dict[str, Any]]:
+    """Records with a new one, in the place of that of the same command: what a `run` does not
+    find, what `prove` found of the export, stays."""
+    same = [one for one in known if all(one[key] == result[key] for key in ("base", "options"))]
+    merged = {key: value for one in [*same, result] for key, value in one.items()}
+    return [*(one for one in known if one not in same), merged]
+
+
 def table() -> str:
     lines = [HEAD]
     for name, (kind, overlay) in OVERLAYS.items():
@@ -270,7 +278,7 @@ def main() -> None:
     made = {"run": run, "prove": prove}[args.what]
     result = made(name, options, args.folder.resolve())
     known = json.loads(RECORD.read_text()) if RECORD.is_file() else []
-    RECORD.write_text(json.dumps([*known, result], indent=1) + "\n")
+    RECORD.write_text(json.dumps(with_result(known, result), indent=1) + "\n")
     print(json.dumps(result))
 
 

@@ -130,7 +130,7 @@ def _steps(name: str, found: Mapping[str, Sequence[Numbers]], target: float | No
         peer, script = "diffusers' script", (found["ours"], found["script"])
         rows += [
             _row(name, peer, script, "s", target, True),
-            _row(memory, peer, script, "GiB", None, False, "peak_gib"),
+            _row(memory, peer, script, "GiB", 0.7, False, "peak_gib"),
             _row(f"{memory}, {LEANER}", f"{peer}, AdamW", (found["lean"], found["script"]), "GiB",
                  0.7, False, "peak_gib"),
         ]  # fmt: skip

@@ -75,7 +75,7 @@ def conclude(config: Config, run: Path, ready: Prepared, job: Job) -> bool:
                 log_numbers(job.trainer, numbers)
             job.live.over = write_report_or_warn(run)
             job.live.concluded = True
-            log_end(config, run, job.trainer, result, job.live.progress.metrics.latest)
+            try_loggers(config, run, job, result)
             if result:
                 print_result(result, step, Console())
     except Interrupted:
@@ -89,6 +89,14 @@ def conclude(config: Config, run: Path, ready: Prepared, job: Job) -> bool:
         error.add_note(again)
         raise
     return True
+
+
+def try_loggers(config: Config, run: Path, job: Job, result: dict[str, Any]) -> None:
+    """Tell the loggers what came of the run; a failure is no more than a warning."""
+    try:
+        log_end(config, run, job.trainer, result, job.live.progress.metrics.latest)
+    except Exception as error:
+        log.warning("not all that came of %s was logged: %s: %s", run, type(error).__name__, error)
 
 
 def print_result(result: dict[str, Any], last: int, console: Console) -> None:

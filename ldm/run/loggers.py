@@ -15,7 +15,7 @@ from ldm.config import Config, flat, to_yaml
 from ldm.evaluation.gates import REPORTING
 from ldm.evaluation.measured import fidelity_of
 from ldm.evaluation.rows import places_of
-from ldm.evaluation.terms import HEADLINES, full_name, in_order
+from ldm.evaluation.terms import first_of, full_name, in_order
 from ldm.export import ABOUT
 from ldm.run.memory.prediction import GIB
 from ldm.run.results import EXPORT, read_all
@@ -94,29 +94,14 @@ def log_end(
     """Give the loggers what came of a run: settings beside it, a table, the exported model.
 
     result: what evaluation.json holds; empty where nothing is measured. losses: of the last step;
-    empty where none was made. The numbers are those of the chosen, else of the last, snapshot. A
-    failure is a warning.
+    empty where none was made. The numbers are those of the chosen, else of the last, snapshot.
     """
-    try:
-        _log_end(config, run, trainer, result, losses)
-    except Exception as error:
-        log.warning("not all that came of %s was logged: %s: %s", run, type(error).__name__, error)
-
-
-def _log_end(
-    config: Config,
-    run: Path,
-    trainer: pl.Trainer,
-    result: Mapping[str, Any],
-    losses: Mapping[str, float],
-) -> None:
     step = trainer.global_step
     snapshots = result.get("snapshots", {})
     chosen = result.get("chosen")
     shown = snapshots.get(str(step if chosen is None else chosen), {})
-    first = {metric for line in HEADLINES for metric in line if metric in shown}
     numbers = {f"final/{name}": losses[name] for name in losses if name.startswith("loss")}
-    numbers |= {f"final/{metric}": shown[metric]["value"] for metric in in_order(first)}
+    numbers |= {f"final/{metric}": shown[metric]["value"] for metric in first_of(shown)}
     settings = {key: value for key, value in flat(config).items() if _is_scalar(value)}
     for logger in guarded(trainer):
         logger.log_end(settings, numbers, step)

@@ -25,7 +25,7 @@ class Adafactor(torch.optim.Adafactor):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        with _channels_last(p for group in self.param_groups for p in group["params"]):
+        with _channels_factored(p for group in self.param_groups for p in group["params"]):
             super().step()
         return loss
 
@@ -44,7 +44,7 @@ class Adafactor(torch.optim.Adafactor):
 
 
 @contextmanager
-def _channels_last(parameters: Iterator[nn.Parameter]) -> Iterator[None]:
+def _channels_factored(parameters: Iterator[nn.Parameter]) -> Iterator[None]:
     """Inside, convolutions with gradients are (height, width, out, in); nothing is copied."""
     turned = [p for p in parameters if p.dim() == 4 and p.grad is not None]
     for parameter in turned:

@@ -118,6 +118,24 @@ def test_an_optimizer_takes_and_keeps_what_is_counted(name: str) -> None:
     assert most_allocated(optimizer.step) / (4 * most) == pytest.approx(copies, abs=0.3)
 
 
+def test_adamw_with_a_gradient_scaler_takes_a_copy_of_all(
+    place: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not fused on a GPU, it steps in lists of parameters: one list of square roots."""
+
+    def need(precision: str) -> int:
+        words = place.words(training__precision=precision, training__batch=1, prior="null")
+        config = load_config([MAIN_JOB], words[2:])
+        ready = prepare(config)
+        with monkeypatch.context() as patch:
+            patch.setattr(prediction, "kind_of_device", lambda config: "cuda")
+            return prediction.memory_bytes(config, ready)
+
+    base = load_base(place.base)
+    trained = sum(p.numel() for net in base.networks.values() for p in net.parameters())
+    assert need("16-mixed") - need("bf16-mixed") == pytest.approx(4 * trained, rel=0.2)
+
+
 def test_a_step_in_bfloat16_takes_what_is_counted(tiny_base_folder: Base) -> None:
     """With the gradients that are not stepped yet; of steps in the backward pass as well."""
     weights = [nn.Parameter(torch.randn(400, 100).bfloat16()) for _ in range(4)]

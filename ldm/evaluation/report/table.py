@@ -1,5 +1,6 @@
 """Tables of a report: metrics beside the base's, and gates, as rows of cells."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,31 +60,30 @@ def metric_groups(run: RunFiles) -> list[tuple[str, str, list[Row]]]:
     """Title, explanation and rows of each group of metrics; columns are the base and snapshots."""
     columns = [BASE, *run.evaluation.get("snapshots", {})]
     columns.sort(key=lambda key: (key != BASE, [BASE, *run.steps].index(key)))
-    limits = {name: run.evaluation.get(name) or {} for name in ("ceiling", "floor")}
     metrics = {metric for key in columns for metric in run.scores(key)}
     groups: dict[str, list[Row]] = {}
     for metric in in_order(metrics):
-        told = term(metric)
-        cells = [
-            cell(key, run.scores(key).get(metric), told.share, key == run.chosen) for key in columns
-        ]
-        name = next((name for name, scores in limits.items() if metric in scores), "")
-        limit = cell(name, limits[name][metric], told.share) if name else None
-        groups.setdefault(told.group, []).append(Row(metric, told, cells, limit, name))
+        row = _row(run, metric, columns)
+        groups.setdefault(row.term.group, []).append(row)
     return [(*GROUPS[group], rows) for group, rows in groups.items()]
 
 
 def headlines(run: RunFiles, key: str) -> list[Row]:
     """What to look at first, of the base and of one snapshot."""
-    found = []
-    for metric in in_order(set(first_of(run.scores(key)))):
-        told = term(metric)
-        cells = [cell(k, run.scores(k).get(metric), told.share) for k in (BASE, key)]
-        limits = {n: (run.evaluation.get(n) or {}).get(metric) for n in ("ceiling", "floor")}
-        name = next((name for name, score in limits.items() if score), "")
-        limit = cell(name, limits[name], told.share) if name else None
-        found.append(Row(metric, told, cells, limit, name))
-    return found
+    first = in_order(set(first_of(run.scores(key))))
+    return [_row(run, metric, [BASE, key]) for metric in first]
+
+
+def _row(run: RunFiles, metric: str, columns: Sequence[str]) -> Row:
+    """A metric of the base and of snapshots, and its ceiling or floor."""
+    told = term(metric)
+    cells = [
+        cell(key, run.scores(key).get(metric), told.share, key == run.chosen) for key in columns
+    ]
+    limits = {name: run.evaluation.get(name) or {} for name in ("ceiling", "floor")}
+    name = next((name for name, scores in limits.items() if metric in scores), "")
+    limit = cell(name, limits[name][metric], told.share) if name else None
+    return Row(metric, told, cells, limit, name)
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ def write_report(
 def is_report(run: Path) -> bool:
     """Whether RUN/report.html is there, and not the page of a run that has not ended."""
     file = run / HTML
-    return file.is_file() and 'http-equiv="refresh"' not in file.read_text("utf-8")
+    return file.is_file() and '<section id="status"' not in file.read_text("utf-8")
 
 
 def write_live(run: Path, status: Status) -> Path:
