@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from ldm.evaluation.report.labels import label_apart
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -90,7 +92,6 @@ def tradeoff(
             elinewidth=1,
             zorder=3,
         )
-    _label_apart(axes, marks)
     colours = [COLOURS[name] for name in ("clip", "dino", "lpips", "soft")]
     for place, (axis, label, value) in enumerate(limits):
         draw = axes.axvline if axis == "x" else axes.axhline
@@ -100,24 +101,19 @@ def tradeoff(
     axes.set_ylabel(f"{axes_names[1]}  →  better", color=COLOURS["soft"])
     axes.margins(0.12)
     _legend(axes, loc="lower right")
+    label_apart(
+        axes,
+        [
+            (
+                mark.label,
+                (mark.x.value, mark.y.value),
+                COLOURS["gold" if mark.kind == "chosen" else "ink"],
+            )
+            for mark in sorted(marks, key=lambda mark: not mark.kind)  # those of a kind first
+        ],
+        COLOURS["soft"],
+    )
     return figure
-
-
-def _label_apart(axes: "Axes", marks: Sequence[Mark]) -> None:
-    """Write each label beside its point; those of near points on different sides."""
-    sides = ((9, 7, "left"), (9, -14, "left"), (-9, 7, "right"), (-9, -14, "right"))
-    for place, mark in enumerate(marks):
-        right, up, align = sides[place % 2 if len(marks) < 6 else place % 4]
-        axes.annotate(
-            mark.label,
-            (mark.x.value, mark.y.value),
-            textcoords="offset points",
-            xytext=(right, up),
-            ha=align,
-            fontsize=9,
-            color=COLOURS["gold" if mark.kind == "chosen" else "ink"],
-            zorder=4,
-        )
 
 
 def loss_curve(
