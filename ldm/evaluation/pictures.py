@@ -137,7 +137,8 @@ def draw(
     own = {"fingerprint": fingerprint, "precision": precision, "settings": _deciding(settings)}
     prepare_folder(folder, {**own, "versions": versions(), "asked": [asdict(one) for one in asked]})
     provenance = {**settings, "model": name, "fingerprint": fingerprint, "base": model.source}
-    provenance |= {"precision": precision, "device": model.device.type}
+    skipped = model.reading.clip_skip
+    provenance |= {"precision": precision, "device": model.device.type, "clip_skip": skipped}
     paths = [folder / name for name in files_of(asked)]
     batch = settings.get("batch", 8)
     parts = [slice(start, start + batch) for start in range(0, len(asked), batch)]

@@ -42,6 +42,7 @@ def grid_settings(config: Config, base: BaseModel, resolution: int, run: Path) -
         "model": run.resolve().name,
         "base": base.source,
         "base_fingerprint": base.fingerprint,
+        "clip_skip": base.reading.clip_skip,
     }
 
 

@@ -58,6 +58,7 @@ def source_of_run(
         "base": base.source,
         "base_fingerprint": base.fingerprint,
         "snapshot": manifest["step"],
+        "clip_skip": base.reading.clip_skip,
     }
     return Source(
         as_trained(config, base),
@@ -87,6 +88,7 @@ def source_of_model(
     base = load_model(model, choices, loras, dtype)
     told = read_about(model).get("identifier")
     provenance: dict[str, Any] = {"model": base.source, "fingerprint": base.fingerprint}
+    provenance["clip_skip"] = base.reading.clip_skip
     if loras:
         provenance["lora"] = [f"{path}:{weight}" for path, weight in loras]
     out = Path("logs") / "samples" / _now()

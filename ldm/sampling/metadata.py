@@ -52,6 +52,8 @@ def read_settings(path: str | Path) -> dict[str, Any]:
 def parameters_text(settings: Mapping[str, Any]) -> str:
     """Return the "parameters" chunk: prompt, negative prompt, and one line of settings.
 
+    LoRA files stand in the prompt, and a clip skip of n counts n + 1, both as there.
+
     Format as read by parse_generation_parameters of
     https://github.com/AUTOMATIC1111/stable-diffusion-webui/blob/master/modules/infotext_utils.py
     """
@@ -67,10 +69,13 @@ def parameters_text(settings: Mapping[str, Any]) -> str:
         "Denoising strength": settings.get("strength", settings.get("hires_strength")),
         "Hires upscale": settings.get("hires"),
         "Hires upscaler": "Latent (bicubic)" if settings.get("hires") else None,
+        "Clip skip": skipped + 1 if (skipped := settings.get("clip_skip") or 0) else None,
         "Model hash": str(settings.get("fingerprint") or "")[:10] or None,
         "Model": settings.get("model"),
     }
-    lines = [str(settings.get("prompt", ""))]
+    loras = [file_and_weight.rpartition(":") for file_and_weight in settings.get("lora") or ()]
+    named = [f" <lora:{Path(file).stem}:{weight}>" for file, _, weight in loras]  # as A1111 asks
+    lines = [str(settings.get("prompt", "")) + "".join(named)]
     if settings.get("negative"):
         lines.append(f"Negative prompt: {settings['negative']}")
     known = {key: value for key, value in fields.items() if value is not None}

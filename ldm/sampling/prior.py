@@ -87,6 +87,7 @@ class ClassImageMaker:
     def about(self) -> dict[str, Any]:
         """Everything that all these images share, as plain values."""
         model = {"model": self.base.source, "fingerprint": self.base.fingerprint}
+        model["clip_skip"] = self.base.reading.clip_skip
         return {"prompt": self.prompt, **model, **self.settings}
 
     def make(self, number: int) -> list[tuple[Image.Image, dict[str, Any]]]:

@@ -53,3 +53,9 @@ def test_pictures_without_settings(tmp_path: Path) -> None:
     for name in ("text.png", "missing.png"):
         with pytest.raises(UserError, match="cannot be read"):
             read_settings(tmp_path / name)
+
+
+def test_lora_and_clip_skip_as_other_tools_read_them() -> None:
+    told = {"prompt": "a dog", "steps": 2, "clip_skip": 1, "lora": ["my/a:b.safetensors:0.8"]}
+    assert parameters_text(told) == "a dog <lora:a:b:0.8>\nSteps: 2, Clip skip: 2"
+    assert parameters_text({"prompt": "a dog", "steps": 2, "clip_skip": 0}) == "a dog\nSteps: 2"
