@@ -78,9 +78,9 @@ def evaluate(args: argparse.Namespace) -> list[Path]:
     from rich.console import Console
 
     from ldm.evaluation.compare import compare, comparison_table, write_comparison
-    from ldm.run.again import Told, check_models, find_models, measure_model, measure_run
     from ldm.run.device import device_of
     from ldm.run.finish import print_result
+    from ldm.run.measure.again import Told, check_models, find_models, measure_model, measure_run
 
     device, console = device_of(args.device), Console()
     out = args.out or Path("logs") / f"compared_{datetime.now():%Y-%m-%dT%H-%M-%S}"

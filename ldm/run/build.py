@@ -28,9 +28,9 @@ from ldm.run.data import RunData
 from ldm.run.device import precision_of
 from ldm.run.folder import is_first_process, read_config, read_facts
 from ldm.run.job import Job
-from ldm.run.live import Live
-from ldm.run.loggers import Texts, build_loggers
-from ldm.run.measuring import Measuring
+from ldm.run.live.loggers import Texts, build_loggers
+from ldm.run.live.showing import Live
+from ldm.run.measure.one_run import Measuring
 from ldm.run.prepare import Prepared, untrained
 from ldm.run.resume import end_of
 from ldm.run.settings import as_trained, filled, grid_seeds, grid_settings, sampling_settings

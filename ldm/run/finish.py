@@ -13,8 +13,8 @@ from ldm.errors import UserError
 from ldm.evaluation.metrics import Score
 from ldm.evaluation.terms import figure, in_order, interval, term
 from ldm.run.job import Job
-from ldm.run.loggers import log_end
-from ldm.run.measuring import write_report_or_warn
+from ldm.run.live.loggers import log_end
+from ldm.run.measure.one_run import write_report_or_warn
 from ldm.run.prepare import Prepared
 from ldm.run.settings import grid_settings
 from ldm.run.sheet import result_sheet

@@ -10,8 +10,8 @@ from ldm.checkpoint import ResumePoint
 from ldm.config import Config
 from ldm.errors import UserError
 from ldm.run.data import RunData
-from ldm.run.live import Live
-from ldm.run.measuring import Measuring
+from ldm.run.live.showing import Live
+from ldm.run.measure.one_run import Measuring
 from ldm.run.prepare import Prepared
 from ldm.run.trouble import out_of_memory_message
 from ldm.training import DreamBoothModule, Interrupt, Interrupted, ResumeState

@@ -8,8 +8,8 @@ from ldm.config import Config, Prior
 from ldm.models.text import tokens_of
 from ldm.models.trainable import count_parameters, count_unread
 from ldm.run.device import precision_of
-from ldm.run.evaluate import task_of
 from ldm.run.folder import existing_parent
+from ldm.run.measure.evaluator import task_of
 from ldm.run.memory.prediction import memory_lines, optimizer_bytes
 from ldm.run.preflight.pictures import picture_warnings
 from ldm.run.prepare import Prepared

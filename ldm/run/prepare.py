@@ -24,7 +24,7 @@ from ldm.models.vae import load_tiny_vae
 from ldm.run.adapters import adapters_of
 from ldm.run.device import kind_of_device, precision_of
 from ldm.run.folder import check_writable
-from ldm.run.instruments import Instruments, load_instruments, questions_of
+from ldm.run.measure.instruments import Instruments, load_instruments, questions_of
 from ldm.run.memory.heap import return_large_blocks
 from ldm.run.settings import as_trained
 from ldm.run.subjects import SubjectInputs, find_inputs, identifiers_of

@@ -159,7 +159,7 @@ def _following_the_length(config: Config) -> list[str]:
 def end_of(run: Path, config: Config, start: "ResumePoint | None") -> int:
     """The run's last step: `training.steps`, or the one after which its evaluations ended it."""
     if start is not None and config.evaluation and config.evaluation.patience:
-        from ldm.run.results import why_early
+        from ldm.run.measure.results import why_early
 
         if why_early(run, config.evaluation, start.step):
             return start.step
@@ -173,7 +173,7 @@ def finished_lines(run: Path, config: Config, start: "ResumePoint | None") -> li
     last, steps = end_of(run, config, start), config.training.steps
     if start is None or start.step < last or not has_snapshot(run / "snapshots", last):
         return []
-    from ldm.run.results import lacking, why_early
+    from ldm.run.measure.results import lacking, why_early
 
     grids = [run / "samples" / f"step-{step:06d}.png" for step in (0, last)]
     sheet = all(grid.exists() for grid in grids) and not (run / "sheet.png").exists()

@@ -19,9 +19,9 @@ from ldm.evaluation.measured import Measured, fidelity_of, read_measured
 from ldm.evaluation.metrics import Score
 from ldm.evaluation.pictures import ABOUT, HALVES, files_of, read_asked
 from ldm.evaluation.select import select
-from ldm.run.evaluate import link
 from ldm.run.folder import read_config
-from ldm.run.instruments import load_instruments
+from ldm.run.measure.evaluator import link
+from ldm.run.measure.instruments import load_instruments
 from ldm.study.runs import evaluation_of
 
 log = logging.getLogger(__name__)

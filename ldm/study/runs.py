@@ -18,7 +18,7 @@ from typing import Any, Literal
 from ldm.checkpoint.files import hidden_path, put_in_place, read_json, write_json
 from ldm.errors import UserError
 from ldm.run.folder import LOCK, read_facts
-from ldm.run.instruments import make_oracle
+from ldm.run.measure.instruments import make_oracle
 
 log = logging.getLogger(__name__)
 

@@ -20,7 +20,8 @@ from ldm.evaluation import pictures
 from ldm.evaluation.oracle import Reading
 from ldm.evaluation.select import Choice
 from ldm.models.base import load_base
-from ldm.run import finish, measuring, results
+from ldm.run import finish
+from ldm.run.measure import one_run, results
 from ldm.sampling.metadata import read_settings
 from ldm.training import DreamBoothModule
 from ldm.training.samples import save_picture
@@ -357,7 +358,7 @@ def test_sheet_and_report_that_fail_cost_nothing_else(
     full = OSError(28, "No space left on device")
     with monkeypatch.context() as patch:
         fail_in(finish, "result_sheet", full, patch)
-        fail_in(measuring, "write_report", full, patch)
+        fail_in(one_run, "write_report", full, patch)
         run = place.train("neither")
     assert "sheet.png" in caplog.text and "no report" in caplog.text
     assert (run / "evaluation.json").exists() and not (run / "report.png").exists()

@@ -19,10 +19,10 @@ from ldm.models.adapters.settings import Kind
 from ldm.models.base import BaseModel, load_base
 from ldm.models.quantised import QuantisedLinear
 from ldm.run.folder import read_config
-from ldm.run.measuring import Measuring
+from ldm.run.measure.one_run import Measuring
+from ldm.run.measure.results import export_chosen
 from ldm.run.memory import prediction
 from ldm.run.prepare import prepare
-from ldm.run.results import export_chosen
 from ldm.run.source import source_of_run
 from ldm.run.trained import load_trained
 from scripts import export, sample

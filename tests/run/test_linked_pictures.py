@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from ldm.evaluation.pictures import ABOUT, files_of, read_asked
-from ldm.run.evaluate import link
+from ldm.run.measure.evaluator import link
 
 ASKED: list[dict[str, Any]] = [
     {"about": about, "prompt": "a robot", "seed": seed, "expected": {}, "half": ""}

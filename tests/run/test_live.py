@@ -22,8 +22,8 @@ from ldm.evaluation.measured import read_measured
 from ldm.evaluation.report import Status, write_live
 from ldm.evaluation.report.html import page as page_of
 from ldm.evaluation.rows import places_of
-from ldm.run.live import Live
-from ldm.run.progress import DRAWING, MEASURING
+from ldm.run.live.progress import DRAWING, MEASURING
+from ldm.run.live.showing import Live
 from tests.evaluation.test_report import Page, read_page
 from tests.workspace import Workspace, evaluated
 
@@ -68,7 +68,7 @@ def collect(shown: Shown, patch: pytest.MonkeyPatch) -> None:
         return status_of(self, going)
 
     patch.setattr(Live, "SHARE", 1e9)
-    patch.setattr("ldm.run.live.write_live", write_and_read)
+    patch.setattr("ldm.run.live.showing.write_live", write_and_read)
     patch.setattr(Live, "_status", note)
 
 
@@ -171,7 +171,7 @@ def test_a_page_that_cannot_be_written_costs_a_warning(
     def fail(run: Path, status: Status) -> Path:
         raise OSError("no room")
 
-    monkeypatch.setattr("ldm.run.live.write_live", fail)
+    monkeypatch.setattr("ldm.run.live.showing.write_live", fail)
     monkeypatch.setattr(Live, "SHARE", 1e9)
     run = place.train("poor")
     assert caplog.text.count("the run goes on: OSError: no room") == 1

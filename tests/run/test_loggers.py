@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from ldm.config import Config
-from ldm.run.loggers import build_loggers, log_end, wandb_id
+from ldm.run.live.loggers import build_loggers, log_end, wandb_id
 from ldm.training.loggers import Guarded, Wandb
 from tests.workspace import Workspace
 

@@ -22,7 +22,7 @@ from ldm.config import load_config
 from ldm.errors import UserError
 from ldm.evaluation import pictures
 from ldm.run import results
-from ldm.run.measuring import Measuring
+from ldm.run.measure.one_run import Measuring
 from ldm.run.prepare import prepare
 from ldm.training.samples import save_picture
 from tests.training.test_resume_exactly import rows_of
@@ -111,7 +111,7 @@ def test_results_are_there_on_the_way(place: Workspace, monkeypatch: pytest.Monk
         seen.append(([*result_of(run)["snapshots"]], (run / "report.html").exists()))
         return over(run, *arguments)
 
-    monkeypatch.setattr("ldm.run.measuring.why_early", look)
+    monkeypatch.setattr("ldm.run.measure.one_run.why_early", look)
     place.train("looked")
     assert seen == [(["2"], True), (["2", "4"], True)]
 
@@ -166,7 +166,7 @@ def test_what_fails_costs_the_numbers_of_a_step(
             raise RuntimeError("a cosmic ray")
         return draw(folder, *arguments, **more)
 
-    monkeypatch.setattr("ldm.run.evaluate.draw", fail_once)
+    monkeypatch.setattr("ldm.run.measure.evaluator.draw", fail_once)
     run = place.train("ray")
     assert "step 2 is not measured, training goes on: a cosmic ray" in caplog.text
     assert measured_at(run) == [0, 1, 2, 3, 4, 5], "at the end it is"

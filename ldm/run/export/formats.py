@@ -32,7 +32,7 @@ from ldm.models.files.weights_file import open_weights
 from ldm.run.export.card import card_files
 from ldm.run.export.describe import base_name, describe, licence_of, warn_of_whole_rank
 from ldm.run.folder import read_config
-from ldm.run.results import EXPORT, RESULT
+from ldm.run.measure.results import EXPORT, RESULT
 from ldm.run.settings import as_trained, weights_of
 from ldm.run.subjects import identifiers_of
 from ldm.run.trained import load_model, load_trained, load_untouched

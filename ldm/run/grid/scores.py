@@ -12,7 +12,7 @@ from ldm.evaluation import rows
 from ldm.evaluation.measure import Measurer
 from ldm.evaluation.pictures import Asked
 from ldm.run.folder import read_config
-from ldm.run.instruments import load_instruments
+from ldm.run.measure.instruments import load_instruments
 from ldm.run.prepare import HELDOUT
 from ldm.run.sheet import readable
 

@@ -14,7 +14,7 @@ from PIL import Image
 from ldm.config import Config
 from ldm.data.prompts import fill
 from ldm.models.text import tokens_of
-from ldm.run.instruments import class_prompt_of
+from ldm.run.measure.instruments import class_prompt_of
 from ldm.run.prepare import Prepared
 from ldm.run.settings import as_trained
 from ldm.sampling.generate import generate

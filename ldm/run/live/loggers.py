@@ -17,8 +17,8 @@ from ldm.evaluation.measured import fidelity_of
 from ldm.evaluation.rows import places_of
 from ldm.evaluation.terms import first_of, full_name, in_order
 from ldm.export import ABOUT
+from ldm.run.measure.results import EXPORT, read_all
 from ldm.run.memory.prediction import GIB
-from ldm.run.results import EXPORT, read_all
 from ldm.run.settings import filled
 from ldm.training.loggers import Guarded, Wandb
 

@@ -24,10 +24,10 @@ from ldm.evaluation.terms import figure, first_of, full_name, term
 from ldm.export import ABOUT, adapter_files, export_folder
 from ldm.models.adapters import Adapter
 from ldm.models.base import BaseModel
-from ldm.run.evaluate import BASE, FOLDER, Evaluator, Task
 from ldm.run.export.card import card_files
 from ldm.run.export.describe import describe, warn_of_whole_rank
-from ldm.run.instruments import Instruments
+from ldm.run.measure.evaluator import BASE, FOLDER, Evaluator, Task
+from ldm.run.measure.instruments import Instruments
 from ldm.sampling.metadata import versions
 
 log = logging.getLogger(__name__)

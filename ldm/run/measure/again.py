@@ -21,12 +21,12 @@ from ldm.export import ABOUT, read_about
 from ldm.models.base import load_base
 from ldm.models.choices import OWN, Choices
 from ldm.models.folder import find_folder
-from ldm.run.evaluate import FOLDER, Evaluator, task_of
 from ldm.run.folder import claimed, read_config, read_facts
-from ldm.run.instruments import load_instruments
-from ldm.run.measuring import Measuring, write_report_or_warn
+from ldm.run.measure.evaluator import FOLDER, Evaluator, task_of
+from ldm.run.measure.instruments import load_instruments
+from ldm.run.measure.one_run import Measuring, write_report_or_warn
+from ldm.run.measure.results import EXPORT, step_name, write_result
 from ldm.run.prepare import prepare
-from ldm.run.results import EXPORT, step_name, write_result
 from ldm.run.resume import check_unchanged
 
 log = logging.getLogger(__name__)

@@ -17,11 +17,10 @@ from ldm.evaluation.measured import Measured
 from ldm.evaluation.report import is_report, write_report
 from ldm.models.adapters import exactly_mergeable, merged
 from ldm.models.base import BaseModel
-from ldm.run.evaluate import FOLDER, Evaluator, task_of
-from ldm.run.instruments import load_instruments
-from ldm.run.prepare import Prepared
-from ldm.run.progress import Counted, counted
-from ldm.run.results import (
+from ldm.run.live.progress import Counted, counted
+from ldm.run.measure.evaluator import FOLDER, Evaluator, task_of
+from ldm.run.measure.instruments import load_instruments
+from ldm.run.measure.results import (
     Loaded,
     curves_of,
     export_chosen,
@@ -32,6 +31,7 @@ from ldm.run.results import (
     why_early,
     write_result,
 )
+from ldm.run.prepare import Prepared
 from ldm.run.settings import as_trained, weights_of
 from ldm.run.trained import base_dtype, load_trained, load_untouched
 from ldm.training.metrics import fill_rows

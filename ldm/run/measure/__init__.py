@@ -1,0 +1,1 @@
+"""Runs and models measured: asked alike, chosen by it, told of."""
