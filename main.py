@@ -58,7 +58,7 @@ def train(args: argparse.Namespace) -> None:
         show_plan(config, args.resume)
         return
 
-    from ldm.run import build, finish, folder, resume
+    from ldm.run import build, facts, finish, folder, resume
     from ldm.run.preflight.pictures import picture_warnings
     from ldm.run.prepare import prepare
 
@@ -74,17 +74,17 @@ def train(args: argparse.Namespace) -> None:
 
         ready = prepare(config)
         run = args.resume or folder.new_run(config, datetime.now())
-        facts = folder.run_facts(config, ready)
+        about = facts.run_facts(config, ready)
         if args.resume:
-            resume.check_unchanged(run, facts)
+            resume.check_unchanged(run, about)
         for line in picture_warnings(config, ready) if first and not args.resume else ():
             log.warning("%s", line)
         job = build.build_job(config, ready, run, start)
         if first:
             if args.resume:
-                resume.go_on(run, config, facts, start)
+                resume.go_on(run, config, about, start)
             else:
-                folder.create_run(run, config, facts)
+                folder.create_run(run, config, about)
                 held.enter_context(folder.claimed(run))
 
         held.enter_context(job)  # last: it ends while the folder is claimed

@@ -77,7 +77,8 @@ def evaluate(args: argparse.Namespace) -> list[Path]:
     """Measure everything that was asked for; the folders with the results."""
     from rich.console import Console
 
-    from ldm.evaluation.compare import compare, comparison_table, write_comparison
+    from ldm.evaluation.compare import compare, comparison_table
+    from ldm.evaluation.report.side_by_side import write_comparison
     from ldm.run.device import device_of
     from ldm.run.finish import print_result
     from ldm.run.measure.again import Told, check_models, find_models, measure_model, measure_run

@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, TypedDict, cast
 
-from ldm.errors import UserError
-
 CHUNK = 1 << 20  # bytes read at a time when hashing
 STAGING, REPLACED, REMOVED = ".staging", ".replaced", ".removed"  # ends of hidden names
 SEAL = "seal"  # key of a JSON file: sha256 of the rest of it
@@ -187,15 +185,3 @@ def clear_leftovers(run: Path) -> None:
                 put_in_place(path, place)
         if path.name.endswith((STAGING, REPLACED, REMOVED)):
             remove(path)
-
-
-@contextlib.contextmanager
-def explain_disk_errors(path: Path) -> Iterator[None]:
-    """Turn a full, read-only or forbidden disk into a UserError that names the place."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"cannot write {path}: {error.strerror or error}; "
-            "free some space or choose another folder"
-        ) from error

@@ -21,7 +21,6 @@ from ldm.checkpoint.files import (
     REPLACED,
     Content,
     discard,
-    explain_disk_errors,
     hidden_path,
     put_in_place,
     read_json,
@@ -32,7 +31,7 @@ from ldm.checkpoint.files import (
     write_verified,
 )
 from ldm.checkpoint.tensors import write_tensors
-from ldm.errors import UserError
+from ldm.errors import UserError, explain_disk_errors
 
 log = logging.getLogger(__name__)
 

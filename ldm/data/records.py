@@ -3,13 +3,13 @@
 import os
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import filelock
 import numpy as np
 
-from ldm.errors import UserError
+from ldm.errors import explain_disk_errors
 
 CHECK = 4  # bytes: CRC-32 of what stands before them
 
@@ -51,16 +51,12 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def explained(folder: Path) -> Iterator[None]:
+def explained(folder: Path) -> AbstractContextManager[None]:
     """An error of the disk as a UserError that names the cache folder and what to do."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"latent cache {folder} cannot be written ({error.strerror}): make room, "
-            "choose another folder with data.cache=FOLDER, or data.cache=null to do without"
-        ) from error
+    return explain_disk_errors(
+        f"latent cache {folder}",
+        "make room, choose another folder with data.cache=FOLDER, or data.cache=null to do without",
+    )
 
 
 def _check(row: bytes | memoryview) -> bytes:

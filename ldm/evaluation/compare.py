@@ -12,13 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldm.checkpoint.files import explain_disk_errors, write_json
 from ldm.errors import UserError
 from ldm.evaluation.gates import REPORTING, difference
 from ldm.evaluation.measured import Measured, read_measured
 from ldm.evaluation.metrics import Score
 from ldm.evaluation.report.data import RunFiles, number, read_run
-from ldm.evaluation.report.write import write_text
 from ldm.evaluation.terms import (
     DOWN,
     HEADLINES,
@@ -33,7 +31,6 @@ from ldm.evaluation.terms import (
 if TYPE_CHECKING:
     from rich.table import Table
 
-NAME = "compare"  # of the files: compare.html, compare.json, compare.csv
 COLUMNS = ("method", "step", "chosen", "metric", "value", "low", "high", "n")
 DIFFERENCES = ("difference", "difference_low", "difference_high", "difference_n", "paired")
 
@@ -260,23 +257,6 @@ def difference_text(change: Difference, metric: str) -> str:
     sign = "+" if change.value >= 0 else ""
     value = f"{100 * change.value:.1f} points" if share else figure(change.value, False)
     return f"{sign}{value} ({interval(change.low, change.high, share)})"
-
-
-def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
-    """Write compare.html, compare.json and compare.csv; return their paths.
-
-    UserError: disk not writable.
-    """
-    from ldm.evaluation.report.side_by_side import page
-
-    paths = [folder / f"{NAME}.{suffix}" for suffix in ("html", "json", "csv")]
-    with explain_disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    write_text(paths[0], page(comparison))
-    with explain_disk_errors(paths[1]):
-        write_json(paths[1], as_json(comparison))
-    write_text(paths[2], as_csv(comparison))
-    return paths
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from ldm.checkpoint.files import explain_disk_errors, flush, read_sealed, staging, write_sealed
-from ldm.errors import UserError
+from ldm.checkpoint.files import flush, read_sealed, staging, write_sealed
+from ldm.errors import UserError, explain_disk_errors
 from ldm.evaluation.metrics import Score
 from ldm.evaluation.oracle import Reading
 

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ldm.checkpoint.files import clear_leftovers, explain_disk_errors, read_json, remove, write_json
-from ldm.errors import UserError
+from ldm.checkpoint.files import clear_leftovers, read_json, remove, write_json
+from ldm.errors import UserError, explain_disk_errors
 from ldm.evaluation.oracle import Question
 from ldm.models.base import BaseModel
 from ldm.models.precision import autocast

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from ldm.checkpoint.files import (
     REPLACED,
     discard,
-    explain_disk_errors,
     flush,
     hidden_path,
     put_in_place,
@@ -22,6 +21,7 @@ from ldm.checkpoint.files import (
     write_verified,
 )
 from ldm.checkpoint.tensors import write_tensors
+from ldm.errors import explain_disk_errors
 from ldm.export.lora import Files, write_files
 from ldm.models.base import BaseModel
 from ldm.models.folder import WEIGHT_STEMS

@@ -16,8 +16,9 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from ldm.checkpoint.files import explain_disk_errors, flush, staging, write_verified
+from ldm.checkpoint.files import flush, staging, write_verified
 from ldm.checkpoint.tensors import write_tensors
+from ldm.errors import explain_disk_errors
 from ldm.models.adapters import Adapter
 
 WEIGHTS = "pytorch_lora_weights.safetensors"  # diffusers' name

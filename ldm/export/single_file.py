@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm.checkpoint.files import explain_disk_errors, staging, write_verified
+from ldm.checkpoint.files import staging, write_verified
 from ldm.checkpoint.tensors import sha256_of_tensors, write_tensors
-from ldm.errors import UserError
+from ldm.errors import UserError, explain_disk_errors
 from ldm.models.base import BaseModel
 from ldm.models.files.keys import LAYOUTS, Kind, Place, kind_of, places_of, stored_as, to_stored
 from ldm.models.files.single_file import ABOUT, CONFIGS, PREDICTION

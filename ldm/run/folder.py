@@ -2,32 +2,16 @@
 
 import contextlib
 import os
-import platform
-import shlex
-import sys
 import tempfile
 from collections.abc import Iterator
 from datetime import datetime
-from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ldm.config import Config, flat, load_config, to_yaml
-from ldm.errors import UserError
-
-if TYPE_CHECKING:
-    from ldm.run.prepare import Prepared
+from ldm.config import Config, load_config, to_yaml
+from ldm.errors import UserError, explain_disk_errors
 
 LOCK = ".lock"
-PACKAGES = (
-    "torch",
-    "pytorch-lightning",
-    "diffusers",
-    "transformers",
-    "safetensors",
-    "numpy",
-    "pillow",
-)
 
 
 def is_first_process(config: Config) -> bool:
@@ -86,31 +70,22 @@ def existing_parent(folder: Path) -> Path:
 def check_writable(folder: Path, key: str) -> None:
     """Raise UserError, naming `key`, unless files can be made in `folder` or where it will be."""
     present = existing_parent(folder)
-    try:
-        with tempfile.TemporaryFile(dir=present):
-            pass
-    except OSError as error:
-        raise UserError(
-            f"{key}={folder}: {present} cannot be written ({error.strerror}); "
-            "make room there, or choose another folder"
-        ) from error
+    with explain_disk_errors(f"{present} ({key}={folder})"), tempfile.TemporaryFile(dir=present):
+        pass
 
 
 def create_run(run: Path, config: Config, facts: dict[str, Any]) -> None:
     """Make the folder with config.yaml and run.json. UserError: it exists, disk not writable."""
     from ldm.checkpoint.files import write_json
 
-    try:
-        run.mkdir(parents=True)
+    elsewhere = "make room, or choose another folder with logs=FOLDER"
+    with explain_disk_errors(f"run folder {run}", elsewhere):
+        try:
+            run.mkdir(parents=True)
+        except FileExistsError as error:
+            raise UserError(f"run folder {run} exists already; choose another --name") from error
         write_config(run, config)
         write_json(run / "run.json", facts)
-    except FileExistsError as error:
-        raise UserError(f"run folder {run} exists already; choose another --name") from error
-    except OSError as error:
-        raise UserError(
-            f"run folder {run} cannot be written ({error.strerror}); make room, or choose "
-            "another folder with logs=FOLDER"
-        ) from error
 
 
 @contextlib.contextmanager
@@ -122,17 +97,14 @@ def claimed(run: Path) -> Iterator[None]:
     import filelock
 
     lock = filelock.FileLock(run / LOCK, timeout=0)
-    try:
-        lock.acquire()
-    except filelock.Timeout as error:
-        raise UserError(
-            f"another process is training in {run}; wait for its end or stop it (Ctrl-C saves), "
-            "or start a run of its own with --base instead of --resume"
-        ) from error
-    except OSError as error:
-        raise UserError(
-            f"run folder {run} cannot be written ({error.strerror}); mend that, or start a new run"
-        ) from error
+    with explain_disk_errors(f"run folder {run}", "mend that, or start a new run"):
+        try:
+            lock.acquire()
+        except filelock.Timeout as error:
+            raise UserError(
+                f"another process is training in {run}; wait for its end or stop it (Ctrl-C saves),"
+                " or start a run of its own with --base instead of --resume"
+            ) from error
     try:
         yield
     finally:
@@ -150,46 +122,6 @@ def write_config(run: Path, config: Config) -> None:
             encoding="utf-8",
         )
         flush(staged)
-
-
-def run_facts(config: Config, ready: "Prepared") -> dict[str, Any]:
-    """The content of run.json: what the configuration names but does not hold, and who made it."""
-    from ldm.run.device import precision_of
-
-    return {
-        "base": ready.base.source,
-        "base_fingerprint": ready.base.fingerprint,
-        **_input_facts(config, ready),
-        "identifier": config.subject.identifier,
-        "class_noun": config.subject.class_noun,
-        "seed": config.seed,
-        "precision": precision_of(config),
-        "steps": config.training.steps,  # raised later or not, shares of the steps are of these
-        "versions": {"python": platform.python_version()}
-        | {name: metadata.version(name) for name in PACKAGES},
-        "command": shlex.join(["python", *sys.argv]),
-        "config": flat(config),  # of the last start; what it goes on from is compared with it
-    }
-
-
-def _input_facts(config: Config, ready: "Prepared") -> dict[str, dict[str, Any]]:
-    """sha256 of each picture, mask and class picture of your own; each picture's prompts."""
-    from ldm.data.ledger import digest_of
-    from ldm.data.masks import mask_beside
-
-    pictures = [picture for subject in ready.subjects for picture in subject.pictures]
-    prompts = [several for subject in ready.subjects for several in subject.prompts]
-    names = ready.digests.keys()  # in the order of the pictures
-    masks = {name: mask_beside(path) for name, path in zip(names, pictures, strict=True)}
-    masked = config.objective.mask_outside is not None
-    return {
-        "pictures": ready.digests,
-        "prompts": dict(zip(names, prompts, strict=True)),
-        "masks": {name: digest_of(mask) for name, mask in masks.items() if mask and masked},
-        "class_pictures": {
-            path.name: ready.ledger.digest(path) for path in ready.own_class_pictures
-        },
-    }
 
 
 def read_config(run: Path) -> Config:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldm.config import Config, differences, flat, load_config
-from ldm.errors import UserError
+from ldm.errors import UserError, explain_disk_errors
 from ldm.run.folder import is_first_process, read_config, read_facts, write_config
 
 if TYPE_CHECKING:
@@ -199,7 +199,7 @@ def go_on(run: Path, config: Config, facts: dict[str, Any], start: "ResumePoint 
     For the process that writes, once it has the folder for itself. UserError: disk not writable.
     """
     from ldm.checkpoint import clear_leftovers, set_aside
-    from ldm.checkpoint.files import explain_disk_errors, put_in_place, write_json
+    from ldm.checkpoint.files import put_in_place, write_json
     from ldm.checkpoint.snapshots import EVALUATIONS
 
     before = read_config(run)

@@ -20,7 +20,7 @@ from PIL import Image
 
 from ldm.data.images import size_of
 from ldm.data.ledger import Ledger
-from ldm.errors import UserError
+from ldm.errors import UserError, explain_disk_errors
 from ldm.models.base import BaseModel
 from ldm.randomness import seed_of
 from ldm.sampling.generate import Progress, generate
@@ -29,6 +29,7 @@ from ldm.sampling.metadata import png_info
 log = logging.getLogger(__name__)
 
 _ABOUT = "class_images.json"
+_ELSEWHERE = "set prior.root to a folder with room that may be written"
 
 
 def class_image_settings(
@@ -208,29 +209,21 @@ def is_whole(path: Path, size: int | None = None, ledger: Ledger | None = None) 
 
 def _prepare(folder: Path, about: Mapping[str, Any]) -> None:
     """Create the folder and say in it what the pictures are."""
-    try:
+    with explain_disk_errors(folder, _ELSEWHERE):
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / _ABOUT).is_file():
             staged = folder / f".{_ABOUT}.{os.getpid()}"
             staged.write_text(json.dumps(about, indent=2) + "\n", "utf-8")
             staged.replace(folder / _ABOUT)
-    except OSError as error:
-        raise _not_writable(folder, error) from error
 
 
 def _save(picture: Image.Image, path: Path, provenance: dict[str, Any]) -> None:
     """Write beside the place and rename: a picture is there whole or not at all."""
     staged = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        picture.save(staged, format="PNG", pnginfo=png_info(provenance))
-        staged.replace(path)
-    except OSError as error:
-        staged.unlink(missing_ok=True)
-        raise _not_writable(path, error) from error
-
-
-def _not_writable(path: Path, error: OSError) -> UserError:
-    return UserError(
-        f"class images cannot be written to {path} ({error.strerror or error}); "
-        "set prior.root to a folder with room that may be written"
-    )
+    with explain_disk_errors(path, _ELSEWHERE):
+        try:
+            picture.save(staged, format="PNG", pnginfo=png_info(provenance))
+            staged.replace(path)
+        except OSError:
+            staged.unlink(missing_ok=True)
+            raise

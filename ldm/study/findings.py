@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldm.checkpoint.files import explain_disk_errors
+from ldm.errors import explain_disk_errors
 from ldm.study.space import Range, Space, overrides
 from ldm.study.subjects import nested
 from ldm.study.sweep import ABANDONED, GATES

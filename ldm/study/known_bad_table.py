@@ -6,7 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ldm.checkpoint.files import explain_disk_errors, write_json
+from ldm.checkpoint.files import write_json
+from ldm.errors import explain_disk_errors
 from ldm.evaluation.metrics import Score
 from ldm.study.known_bad import (
     DEFAULT,

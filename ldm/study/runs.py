@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ldm.checkpoint.files import hidden_path, put_in_place, read_json, write_json
-from ldm.errors import UserError
+from ldm.errors import UserError, explain_disk_errors
 from ldm.run.folder import LOCK, read_facts
 from ldm.run.measure.instruments import make_oracle
 
@@ -255,18 +255,15 @@ def alone(folder: Path) -> Iterator[None]:
     """Inside, no other study works in `folder`, which is made. UserError where one does."""
     import filelock
 
-    try:
+    with explain_disk_errors(folder, "make room, or give another --out"):
         folder.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(folder / LOCK, timeout=0)
-        lock.acquire()
-    except filelock.Timeout as error:
-        raise UserError(
-            f"another process is at work in {folder}; wait for its end, or give another --out"
-        ) from error
-    except OSError as error:
-        raise UserError(
-            f"{folder} cannot be written ({error.strerror}); make room, or give another --out"
-        ) from error
+        try:
+            lock.acquire()
+        except filelock.Timeout as error:
+            raise UserError(
+                f"another process is at work in {folder}; wait for its end, or give another --out"
+            ) from error
     try:
         yield
     finally:

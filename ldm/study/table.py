@@ -8,14 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ldm.checkpoint.files import (
-    explain_disk_errors,
-    flush,
-    read_json,
-    read_sealed,
-    staging,
-    write_json,
-)
+from ldm.checkpoint.files import flush, read_json, read_sealed, staging, write_json
+from ldm.errors import explain_disk_errors
 from ldm.evaluation.measured import SCORES
 from ldm.evaluation.metrics import Score
 from ldm.run.folder import read_facts

@@ -17,7 +17,8 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from ldm.checkpoint.files import explain_disk_errors, flush, staging
+from ldm.checkpoint.files import flush, staging
+from ldm.errors import explain_disk_errors
 from ldm.training.steps import StepCallback
 
 log = logging.getLogger(__name__)

@@ -12,8 +12,8 @@ from PIL import Image
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import nn
 
-from ldm.checkpoint.files import explain_disk_errors, flush, staging
-from ldm.errors import UserError
+from ldm.checkpoint.files import flush, staging
+from ldm.errors import UserError, explain_disk_errors
 from ldm.sampling.metadata import png_info
 from ldm.training.loggers import Guarded
 from ldm.training.optim import weights_to_look_at

@@ -17,10 +17,10 @@ from ldm.evaluation.compare import (
     compare,
     comparison_table,
     independent,
-    write_comparison,
 )
 from ldm.evaluation.measured import read_measured, write_measured
 from ldm.evaluation.metrics import Score
+from ldm.evaluation.report.side_by_side import write_comparison
 from tests.evaluation.reported import CLASS, UNRELATED, make_run, score
 from tests.evaluation.test_report import change, keep_few, read_page
 

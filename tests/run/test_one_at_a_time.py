@@ -98,7 +98,7 @@ def test_a_process_alone_writes_whatever_its_rank(
 
 def test_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="cannot be written"), claimed(tmp_path / "file/run"):
+    with pytest.raises(UserError, match="cannot write"), claimed(tmp_path / "file/run"):
         pass
 
 

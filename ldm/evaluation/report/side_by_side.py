@@ -1,22 +1,25 @@
-"""compare.html: several methods on one page."""
+"""Several methods on one page: compare.html, and its numbers as JSON and CSV."""
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from markupsafe import Markup
 
+from ldm.checkpoint.files import write_json
+from ldm.errors import explain_disk_errors
+from ldm.evaluation.compare import Comparison, Method, as_csv, as_json, difference_text
 from ldm.evaluation.report import figures, plots, view
 from ldm.evaluation.report.data import BASE, number
 from ldm.evaluation.report.html import grid_of, render, title, verdict
 from ldm.evaluation.report.table import cell
+from ldm.evaluation.report.write import write_text
 from ldm.evaluation.terms import GROUPS, SPACES, UP, term
 
-if TYPE_CHECKING:
-    from ldm.evaluation.compare import Comparison, Method
-
+NAME = "compare"  # of the files: compare.html, compare.json, compare.csv
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
-def page(comparison: "Comparison") -> str:
+def page(comparison: Comparison) -> str:
     """The whole comparison: verdicts, trade-off, a table per group of metrics, pictures."""
     methods = comparison.methods
     return render(
@@ -44,7 +47,7 @@ def letter(place: int) -> str:
     return LETTERS[place % len(LETTERS)] + (str(around + 1) if around else "")
 
 
-def _groups(comparison: "Comparison") -> list[dict[str, Any]]:
+def _groups(comparison: Comparison) -> list[dict[str, Any]]:
     groups: dict[str, list[str]] = {}
     for metric in comparison.metrics:
         groups.setdefault(term(metric).group, []).append(metric)
@@ -68,9 +71,7 @@ def _head(metric: str) -> dict[str, str]:
     return {"metric": metric, "name": told.name, "arrow": arrow, "better": told.better}
 
 
-def _cell(method: "Method", metric: str) -> dict[str, Any]:
-    from ldm.evaluation.compare import difference_text
-
+def _cell(method: Method, metric: str) -> dict[str, Any]:
     change = method.differences.get(metric)
     return {
         "metric": metric,
@@ -112,3 +113,18 @@ def _grid(methods: "list[Method]") -> dict[str, Any] | None:
     if base is not None:
         shown.insert(0, view.Column("untouched base", base, "base"))
     return grid_of(shown, "subject") if shown else None
+
+
+def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
+    """Write compare.html, compare.json and compare.csv; return their paths.
+
+    UserError: disk not writable.
+    """
+    paths = [folder / f"{NAME}.{suffix}" for suffix in ("html", "json", "csv")]
+    with explain_disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    write_text(paths[0], page(comparison))
+    with explain_disk_errors(paths[1]):
+        write_json(paths[1], as_json(comparison))
+    write_text(paths[2], as_csv(comparison))
+    return paths

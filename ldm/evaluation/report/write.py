@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from ldm.checkpoint.files import explain_disk_errors, flush, staging
+from ldm.checkpoint.files import flush, staging
+from ldm.errors import explain_disk_errors
 from ldm.evaluation.report.data import read_run
 from ldm.evaluation.report.live import Status
 

@@ -6,27 +6,23 @@ from typing import Any
 
 from PIL import Image
 
-from ldm.errors import UserError
+from ldm.errors import explain_disk_errors
 from ldm.sampling.grid import labelled_grid
 from ldm.sampling.metadata import png_info
 
 
 def first_number(folder: Path) -> int:
     """Make the folder; return the number after the highest that a picture in it begins with."""
-    try:
+    with explain_disk_errors(f"--out {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
         starts = [path.name.removeprefix("grid-")[:5] for path in folder.glob("*.png")]
-    except OSError as error:
-        raise UserError(f"--out {folder} cannot be written: {error.strerror}") from error
     return max((int(start) + 1 for start in starts if start.isdecimal()), default=0)
 
 
 def save(picture: Image.Image, path: Path, settings: Mapping[str, Any]) -> Path:
     """Write a PNG with its settings. UserError: disk not writable."""
-    try:
+    with explain_disk_errors(f"--out {path}"):
         picture.save(path, pnginfo=png_info(settings))
-    except OSError as error:
-        raise UserError(f"--out: {path} cannot be written ({error.strerror or error})") from error
     return path
 
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ldm.checkpoint.files import explain_disk_errors, read_sealed, sha256_of
+from ldm.checkpoint.files import read_sealed, sha256_of
 from ldm.checkpoint.snapshots import MANIFEST, find_snapshot
 from ldm.config import flat
-from ldm.errors import UserError
+from ldm.errors import UserError, explain_disk_errors
 from ldm.models.adapters.files import parse_lora
 from ldm.run.drawing.ready import Ready, make_ready
 from ldm.run.folder import read_config, read_facts

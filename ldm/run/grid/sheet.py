@@ -7,7 +7,8 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from ldm.checkpoint.files import explain_disk_errors, flush, staging
+from ldm.checkpoint.files import flush, staging
+from ldm.errors import explain_disk_errors
 from ldm.run.grid.axes import Axis, Cell
 from ldm.run.sheet import beside, stacked
 from ldm.sampling.grid import labelled_grid

@@ -17,10 +17,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ldm.checkpoint.files import explain_disk_errors, flush, read_json, staging
+from ldm.checkpoint.files import flush, read_json, staging
 from ldm.config import Config
 from ldm.data.prompts import prompts_of
-from ldm.errors import UserError
+from ldm.errors import UserError, explain_disk_errors
 from ldm.evaluation.heldout_loss import heldout_loss, heldout_losses, posterior_means
 from ldm.evaluation.measure import Measurer, floor_of
 from ldm.evaluation.measured import Measured, Scores

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from ldm.checkpoint.files import discard, explain_disk_errors, read_json, remove, write_json
+from ldm.checkpoint.files import discard, read_json, remove, write_json
 from ldm.checkpoint.snapshots import EVALUATIONS
 from ldm.config import Evaluation
-from ldm.errors import UserError
+from ldm.errors import UserError, explain_disk_errors
 from ldm.evaluation.gates import CHOOSING, REPORTING, Margins, margins_for
 from ldm.evaluation.measured import Measured, Scores, fidelity_of, read_measured
 from ldm.evaluation.pictures import ABOUT as PICTURES

@@ -11,10 +11,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ldm.checkpoint.files import explain_disk_errors
 from ldm.config import Config, load_config
 from ldm.data.images import find_pictures
-from ldm.errors import UserError
+from ldm.errors import UserError, explain_disk_errors
 from ldm.models.base import BaseModel
 from ldm.run.device import device_of, kind_of_device
 from ldm.run.memory.prediction import free_bytes, training_memory

@@ -6,10 +6,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from ldm.checkpoint.files import explain_disk_errors
 from ldm.data.images import Colour, load_picture, open_upright, transparency_of
 from ldm.data.masks import mask_beside
-from ldm.errors import UserError
+from ldm.errors import UserError, explain_disk_errors
 from ldm.run.preflight.pictures import Look
 from ldm.run.prepare import HELDOUT
 
