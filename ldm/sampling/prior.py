@@ -87,9 +87,14 @@ class ClassImageMaker:
     @property
     def about(self) -> dict[str, Any]:
         """Everything that all these images share, as plain values."""
-        model = {"model": self.base.source, "fingerprint": self.base.fingerprint}
-        model["clip_skip"] = self.base.reading.clip_skip
-        return {"prompt": self.prompt, **model, **self.settings}
+        base = self.base
+        model = {"model": base.source, "fingerprint": base.fingerprint}
+        return {
+            "prompt": self.prompt,
+            **model,
+            "clip_skip": base.reading.clip_skip,
+            **self.settings,
+        }
 
     def make(self, number: int) -> list[tuple[Image.Image, dict[str, Any]]]:
         """Make batch `number`, images number * batch and so on, each with its provenance."""

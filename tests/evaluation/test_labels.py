@@ -17,7 +17,9 @@ def test_labels_cover_neither_each_other_nor_points(points: list[tuple[float, fl
     figure = Figure(figsize=(6, 4.4), layout="constrained")
     axes = figure.add_subplot()
     axes.plot([0.04, 0.13], [0.1, 0.7])
-    label_apart(axes, [(f"{n}00", point, "black") for n, point in enumerate(points)], "gray")
+    label_apart(
+        figure, axes, [(f"{n}00", point, "black") for n, point in enumerate(points)], "gray"
+    )
     figure.draw_without_rendering()
     boxes = [Text.get_window_extent(text) for text in axes.texts if isinstance(text, Annotation)]
     assert len(boxes) == len(points)

@@ -16,8 +16,8 @@ from ldm.config import load_config
 from ldm.errors import UserError
 from ldm.evaluation import pictures
 from ldm.evaluation.select import Choice
-from ldm.run import again, results
 from ldm.run.export import describe
+from ldm.run.measure import again, results
 from scripts import export as export_script
 from tests.workspace import Workspace, evaluated
 

@@ -21,7 +21,7 @@ from ldm.checkpoint import list_snapshots
 from ldm.config import load_config
 from ldm.errors import UserError
 from ldm.evaluation import pictures
-from ldm.run import results
+from ldm.run.measure import results
 from ldm.run.measure.one_run import Measuring
 from ldm.run.prepare import prepare
 from ldm.training.samples import save_picture

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from matplotlib.text import Annotation
     from matplotlib.transforms import Bbox, BboxBase
 
@@ -20,7 +21,10 @@ STRANGE = 50  # pixels covered that weigh as much as to stand nearer to another'
 
 
 def label_apart(
-    axes: "Axes", labels: Sequence[tuple[str, tuple[float, float], str]], line: str
+    figure: "Figure",
+    axes: "Axes",
+    labels: Sequence[tuple[str, tuple[float, float], str]],
+    line: str,
 ) -> None:
     """Write each label (text, point, colour) where it covers least, with a line to its point.
 
@@ -28,7 +32,7 @@ def label_apart(
     """
     from matplotlib.transforms import Bbox
 
-    axes.get_figure(root=True).draw_without_rendering()  # where things lie is known only then
+    figure.draw_without_rendering()  # where things lie is known only then
     spots = axes.transData.transform([point for _, point, _ in labels])
     taken = [Bbox.from_extents(x - ROUND, y - ROUND, x + ROUND, y + ROUND) for x, y in spots]
     arrow = {"arrowstyle": "-", "color": line, "linewidth": 0.6, "shrinkB": 3}

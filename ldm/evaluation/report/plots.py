@@ -102,6 +102,7 @@ def tradeoff(
     axes.margins(0.12)
     _legend(axes, loc="lower right")
     label_apart(
+        figure,
         axes,
         [
             (
