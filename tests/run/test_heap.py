@@ -77,3 +77,28 @@ def test_for_large_models_alone(
     words = Workspace(tmp_path, tiny_base_folder("eps")).words()
     prepare.prepare(load_config([Path(words[1])], words[2:]))
     assert len(calls) == asked
+
+
+# Prints KiB of huge pages that a tensor of 64 MiB lies in.
+HUGE = """\
+import ldm, torch
+from pathlib import Path
+tensor = torch.ones(2 ** 24)
+lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+print(sum(int(line.split()[1]) for line in lines if line.startswith("AnonHugePages")))
+"""
+ENABLED = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+@pytest.mark.skipif(
+    not ENABLED.is_file() or "[never]" in ENABLED.read_text(), reason="a kernel with huge pages"
+)
+@pytest.mark.parametrize("wanted", [True, False])
+def test_large_tensors_lie_in_huge_pages_unless_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch, wanted: bool
+) -> None:
+    monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)
+    if not wanted:
+        monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "0")
+    kib = left(called=True, program=HUGE)
+    assert kib >= 62 * 2**10 if wanted else "[always]" in ENABLED.read_text() or kib < 2**10
