@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.speed.measure import ROOT, Numbers, Ran, run, seconds_per_step, step_times
+from ldm.run.memory.heap import return_large_blocks
 
 STEPS, WARM = 22, 6  # of a training run, and how many of them are not counted
 FEW = 4, 1  # the same where a step takes many seconds
@@ -160,6 +161,7 @@ def true_size(place: Place) -> Place:
     """With random weights of Stable Diffusion 1.5's architecture in the base's place."""
     from tests.full_size import folder_of
 
+    return_large_blocks()  # memory is scarce, and this process stays
     return replace(place, base=fp32_copy(folder_of("sd15", ROOT / FULL_SIZE), place.folder))
 
 
