@@ -179,7 +179,7 @@ def test_a_page_that_cannot_be_written_costs_a_warning(
 
 
 @pytest.mark.parametrize(
-    "broken", ["live.headline", "loggers.flat"], ids=["a note", "what the loggers get"]
+    "broken", ["live.showing.headline", "live.loggers.flat"], ids=["a note", "what the loggers get"]
 )
 def test_what_cannot_be_shown_or_logged_costs_a_warning(
     place: Workspace, broken: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
