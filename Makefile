@@ -20,7 +20,7 @@ test: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --dist loadfile
 
 # Speed and memory again, compared with what bench/speed.json has; PEER names diffusers' side.
 # make bench PEER="--diffusers CHECKOUT --python PYTHON"

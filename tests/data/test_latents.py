@@ -368,7 +368,7 @@ def test_equal_pictures_are_encoded_once(vae, pictures, tmp_path):
 
 def test_cache_that_cannot_be_written_is_named(vae, pictures, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(UserError, match=r"file/cache .*data\.cache"):
+    with pytest.raises(UserError, match=r"file/cache: .*data\.cache"):
         encoded(vae, "f", pictures, SIDE, cache=tmp_path / "file" / "cache")
 
     def full(self, rows):
