@@ -13,9 +13,9 @@ from ldm.data.dataset import Pictures, Source, TrainingSet
 from ldm.data.latents import Latents, Transform, encode_pictures
 from ldm.data.masks import with_masks
 from ldm.models.base import BaseModel
-from ldm.run.live.progress import CLASS_IMAGES, Counted, counted, logged
 from ldm.run.plan import class_settings, prior_folder
 from ldm.run.prepare import Prepared
+from ldm.run.progress import CLASS_IMAGES, Counted, counted, logged
 from ldm.run.subjects import class_prompts
 from ldm.run.transform import bucket_line, square_transform, subject_transform
 from ldm.sampling.live import LiveClassImages, Ring

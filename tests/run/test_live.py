@@ -22,8 +22,8 @@ from ldm.evaluation.measured import read_measured
 from ldm.evaluation.report import Status, write_live
 from ldm.evaluation.report.html import page as page_of
 from ldm.evaluation.rows import places_of
-from ldm.run.live.progress import DRAWING, MEASURING
 from ldm.run.live.showing import Live
+from ldm.run.progress import DRAWING, MEASURING
 from tests.evaluation.test_report import Page, read_page
 from tests.workspace import Workspace, evaluated
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 from rich.console import Console
 
-from ldm.run.live.progress import Work, counted
+from ldm.run.progress import Work, counted
 from ldm.training.display import Bar, Display, clock
 from ldm.training.steps import is_due, times_due
 
@@ -68,7 +68,7 @@ def test_anywhere_else_a_line_now_and_then(
 
 def test_work_made_at_once_is_reported_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr("ldm.run.live.progress.time.perf_counter", lambda: now)
+    monkeypatch.setattr("ldm.run.progress.time.perf_counter", lambda: now)
     work = Work("drawn", "", batch=4)
     now = 108.0
     work.report(11, 20)  # ten were there; the first of four that took 8 seconds

@@ -18,7 +18,7 @@ from ldm.models.adapters.files import parse_lora
 from ldm.run.drawing.ready import Ready, make_ready
 from ldm.run.folder import read_config, read_facts
 from ldm.run.grid.axes import Axis, Cell
-from ldm.run.live.progress import counted
+from ldm.run.progress import counted
 from ldm.run.source import fingerprint_of
 from ldm.sampling.metadata import read_settings, versions
 from ldm.sampling.prior import is_whole

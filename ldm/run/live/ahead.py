@@ -5,10 +5,10 @@ from pathlib import Path
 from ldm.checkpoint.files import read_json
 from ldm.config import Config
 from ldm.evaluation.measured import SCORES
-from ldm.run.live.progress import CLASS_IMAGES, DRAWING, MEASURING, Work
 from ldm.run.measure.evaluator import FOLDER, task_of
 from ldm.run.plan import missing_class_images, pictures_to_measure
 from ldm.run.prepare import Prepared
+from ldm.run.progress import CLASS_IMAGES, DRAWING, MEASURING, Work
 
 
 class Ahead:

@@ -17,9 +17,9 @@ from ldm.config import Config
 from ldm.evaluation.report import Status, write_live
 from ldm.run.folder import is_first_process
 from ldm.run.live.ahead import Ahead
-from ldm.run.live.progress import CLASS_IMAGES, Work, counted
 from ldm.run.measure.results import headline
 from ldm.run.prepare import Prepared
+from ldm.run.progress import CLASS_IMAGES, Work, counted
 from ldm.training import Metrics, ResumeState, Snapshots, TrainingProgress
 from ldm.training.display import Display, clock
 from ldm.training.progress import step_callbacks

@@ -37,9 +37,9 @@ from ldm.evaluation.pictures import (
 from ldm.models.base import BaseModel
 from ldm.objective import NoiseSchedule
 from ldm.run.device import precision_of
-from ldm.run.live.progress import DRAWING, MEASURING, Counted, counted
 from ldm.run.measure.instruments import Instruments, questions_of
 from ldm.run.prepare import Prepared
+from ldm.run.progress import DRAWING, MEASURING, Counted, counted
 from ldm.run.settings import sampling_settings
 from ldm.run.sheet import readable
 from ldm.run.subjects import subjects_of

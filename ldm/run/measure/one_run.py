@@ -17,7 +17,6 @@ from ldm.evaluation.measured import Measured
 from ldm.evaluation.report import is_report, write_report
 from ldm.models.adapters import exactly_mergeable, merged
 from ldm.models.base import BaseModel
-from ldm.run.live.progress import Counted, counted
 from ldm.run.measure.evaluator import FOLDER, Evaluator, task_of
 from ldm.run.measure.instruments import load_instruments
 from ldm.run.measure.results import (
@@ -32,6 +31,7 @@ from ldm.run.measure.results import (
     write_result,
 )
 from ldm.run.prepare import Prepared
+from ldm.run.progress import Counted, counted
 from ldm.run.settings import as_trained, weights_of
 from ldm.run.trained import base_dtype, load_trained, load_untouched
 from ldm.training.metrics import fill_rows
