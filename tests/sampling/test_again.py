@@ -48,6 +48,7 @@ def test_bit_for_bit_with_every_option(model: Path, tmp_path: Path) -> None:
         assert read_settings(again) == read_settings(first[place])
         with Image.open(again) as one, Image.open(first[place]) as other:
             assert one.info == other.info
+            assert "Clip skip: 2" in one.info["parameters"]
     assert "together" not in read_settings(first[8])
 
 
